@@ -1,0 +1,258 @@
+"""The dataset on disk: names, manifest, sample table, and how one shard is written and read.
+
+    <dataset>/
+      dataset.json               manifest, written last: without it there is no dataset
+      shards/000000.tar          WebDataset: <key>.npy then <key>.json, ustar, byte-reproducible
+      shards/000000.parquet      one row per sample (SAMPLE_COLUMNS, then the label columns); written after its tar
+      shards/000000.idx          the index that DALI's own WebDataset reader wants
+      rejects.parquet            what was not taken, and why
+
+`shardgen` writes through this module and the engine reads through it: the contract is here and nowhere else.
+"""
+
+import contextlib
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Self
+
+import google_crc32c
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bie_stream.atomic import PARTIAL, atomic_file
+from bie_stream.codecs import Codec
+from bie_stream.errors import DatasetError, DatasetNotFound
+
+MANIFEST = "dataset.json"
+REJECTS = "rejects.parquet"
+SHARDS = "shards"
+_BLOCK = 512
+_RECORD = 20 * _BLOCK  # tar pads its end to whole records
+
+SAMPLE_COLUMNS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # unique in the dataset, no dot
+        pa.field("offset", pa.int64(), nullable=False),  # of the payload in the tar, bytes
+        pa.field("size", pa.int64(), nullable=False),  # of the payload, bytes
+        pa.field("crc32c", pa.uint32(), nullable=False),  # of the payload (Castagnoli)
+        pa.field("shape", pa.list_(pa.int32(), 3), nullable=False),  # C, Y, X
+        pa.field("plate", pa.string(), nullable=False),
+        pa.field("well", pa.string(), nullable=False),  # A1, not A01
+        pa.field("field", pa.string(), nullable=False),
+        pa.field("z", pa.int32(), nullable=False),
+        pa.field("t", pa.int32(), nullable=False),
+        pa.field("top", pa.int32(), nullable=False),  # of the sample in its field, pixels
+        pa.field("left", pa.int32(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+REJECT_COLUMNS = pa.schema([(name, pa.string()) for name in ("plate", "well", "field", "file", "reason")])
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Channel(_Frozen):
+    """One channel of every sample, in the order of the pixels' first axis."""
+
+    name: str
+    marker: str | None = None
+    dye: str | None = None
+    excitation_nm: float | None = None
+    emission_nm: float | None = None
+
+
+class ChannelStatistics(_Frozen):
+    """Over every pixel of the dataset. Exact for integer pixels; percentiles of float32 pixels are within 1 %."""
+
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+    percentiles: dict[str, float]
+
+
+class ShardEntry(_Frozen):
+    """One shard as the manifest lists it; `bytes` and `sha256` are those of its tar."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Frozen):
+    """What `dataset.json` holds."""
+
+    format: Literal["bie-stream"] = "bie-stream"
+    version: Literal[1] = 1
+    study: str
+    source: str
+    licence: str | None
+    citation: str | None
+    channels: tuple[Channel, ...]
+    dtype: Literal["uint8", "uint16", "float32"]
+    pixel_size_um: float | None
+    codec: Codec
+    samples: int
+    splits: dict[str, int]
+    labels: tuple[str, ...]
+    rejected: int
+    statistics: tuple[ChannelStatistics, ...]
+    shards: tuple[ShardEntry, ...]
+    options: dict[str, Any]
+    plan_sha256: str
+
+
+def tar_path(root: Path, name: str) -> Path:
+    """Where a shard's tar lies; its table and index lie beside it."""
+    return root / SHARDS / f"{name}.tar"
+
+
+def crc32c(data: bytes | memoryview) -> int:
+    """The checksum of a payload (CRC-32C, Castagnoli; RFC 3720)."""
+    value: int = google_crc32c.value(bytes(data))  # the library takes nothing but bytes: a view is copied once
+    return value
+
+
+class ShardWriter:
+    """Writes one shard. Used in a `with` block: the shard appears whole at its end, or not at all.
+
+    The same samples in the same order give the same bytes.
+    """
+
+    def __init__(self, root: Path, name: str, schema: pa.Schema, codec: Codec) -> None:
+        self._tar, self._schema, self._codec = tar_path(root, name), schema, codec
+        self._partial = self._tar.with_name(self._tar.name + PARTIAL)
+        self._rows: list[dict[str, Any]] = []
+        self._index: list[str] = []
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._file: BinaryIO
+        self.facts: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._tar.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._partial.open("wb")
+        return self
+
+    def add(self, payload: bytes, row: Mapping[str, Any]) -> None:
+        """Adds one sample; `row` is its table row without offset, size and crc32c."""
+        about = {name: value for name, value in row.items() if value is not None}
+        description = json.dumps(about, sort_keys=True, ensure_ascii=False).encode()
+        offset = self._member(f"{row['key']}.{self._codec}", payload)
+        aside = self._member(f"{row['key']}.json", description)
+        self._rows.append({**row, "offset": offset, "size": len(payload), "crc32c": crc32c(payload)})
+        self._index.append(
+            f"{self._codec} {offset} {len(payload)} {row['key']}.{self._codec} "
+            f"json {aside} {len(description)} {row['key']}.json"
+        )
+
+    def _member(self, name: str, data: bytes) -> int:
+        header = tarfile.TarInfo(name)
+        header.size, header.mode = len(data), 0o644
+        self._write(header.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"))
+        offset = self._size
+        self._write(data)
+        self._write(bytes(-len(data) % _BLOCK))
+        return offset
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._size += len(data)
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            with contextlib.suppress(OSError):  # what could not be written is given up, not flushed
+                self._file.close()
+            self._partial.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        self._write(bytes(2 * _BLOCK))
+        self._write(bytes(-self._size % _RECORD))
+        facts = {**self.facts, "sha256": self._hash.hexdigest(), "bytes": self._size, "samples": len(self._rows)}
+        table = pa.Table.from_pylist(self._rows, self._schema.with_metadata({"bie_stream": json.dumps(facts)}))
+        self._file.flush()
+        with atomic_file(self._tar.with_suffix(".idx")) as path:
+            path.write_text("\n".join([f"v1.2 {len(self._index)}", *self._index]) + "\n")
+        # The table comes last: a shard is finished when its table stands beside its tar.
+        self._tar.with_suffix(".parquet").unlink(missing_ok=True)
+        with atomic_file(self._tar):
+            self._file.close()
+        with atomic_file(self._tar.with_suffix(".parquet")) as path:
+            pq.write_table(table, path, compression="zstd")
+
+
+def shard_facts(root: Path, name: str) -> dict[str, Any] | None:
+    """What the writer noted of a finished shard; None where the shard is not finished."""
+    tar = tar_path(root, name)
+    try:
+        metadata = pq.read_schema(tar.with_suffix(".parquet")).metadata
+        facts: dict[str, Any] = json.loads(metadata[b"bie_stream"])
+        return facts if tar.stat().st_size == facts["bytes"] and tar.with_suffix(".idx").exists() else None
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """The last act of a build."""
+    with atomic_file(root / MANIFEST) as path:
+        path.write_text(manifest.model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(root: Path) -> Manifest:
+    """The manifest of the dataset at `root`.
+
+    Raises:
+        DatasetNotFound: there is none.
+        DatasetError: it is not one that this version can read.
+    """
+    path = root / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        begun = (root / SHARDS).is_dir()
+        reason = "its build has not finished; run the same `shardgen build` again" if begun else "nothing is there"
+        raise DatasetNotFound(f"no dataset at {root}: {MANIFEST} is missing, {reason}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DatasetError(f"{path} is not a manifest of version 1: {where}: {first['msg']}") from error
+
+
+def read_table(root: Path, manifest: Manifest) -> pa.Table:
+    """One row per sample of the whole dataset, in order; a column `shard` (int32) numbers the manifest's shards.
+
+    Raises:
+        DatasetError: a shard is missing, cut short, or disagrees with the manifest.
+    """
+    return pa.concat_tables(_tables(root, manifest))
+
+
+def _tables(root: Path, manifest: Manifest) -> Iterator[pa.Table]:
+    for number, shard in enumerate(manifest.shards):
+        tar = tar_path(root, shard.name)
+        found = tar.stat().st_size if tar.exists() else None
+        if found != shard.bytes:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise DatasetError(
+                f"shard {tar} {state}, the manifest says {shard.bytes} bytes; "
+                "copy it again, or run the same `shardgen build` again"
+            )
+        try:
+            table = pq.read_table(tar.with_suffix(".parquet")).replace_schema_metadata()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DatasetError(f"table {tar.with_suffix('.parquet')} cannot be read: {error}") from error
+        if table.num_rows != shard.samples:
+            raise DatasetError(f"table of {tar} has {table.num_rows} rows, the manifest says {shard.samples}")
+        yield table.append_column(pa.field("shard", pa.int32()), pa.array([number] * len(table), pa.int32()))

@@ -1,0 +1,1 @@
+"""shardgen: archives of microscopy in, verified WebDataset shards out."""

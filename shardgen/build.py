@@ -1,0 +1,187 @@
+"""Runs a plan: shards in any order, each whole or not at all; the manifest last.
+
+It can be killed at any moment and run again: finished shards of the same plan are kept, and the bytes are the same.
+"""
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from bie_stream import codecs
+from bie_stream.atomic import PARTIAL, atomic_file
+from bie_stream.errors import DatasetNotFound, SourceError
+from bie_stream.shards import (
+    REJECT_COLUMNS, REJECTS, SHARDS, Manifest, ShardEntry, ShardWriter, read_manifest, shard_facts, tar_path,
+    write_manifest,
+)  # fmt: skip
+from shardgen.convert import samples
+from shardgen.plan import Plan, Planned
+from shardgen.statistics import ChannelCounts, merged
+
+Advance = Callable[[int], None]
+
+
+def build(plan: Plan, out: Path, *, workers: int | None = None, max_rejects: int = 0) -> Manifest:
+    """Writes the dataset of a plan into a folder.
+
+    Args:
+        workers: processes; None for one per core, and no more than there are shards to write.
+        max_rejects: how many fields may be left out (and listed in `rejects.parquet`) because a plane is missing
+            or damaged.
+
+    Raises:
+        SourceError: too many fields cannot be read, or the folder holds another dataset.
+    """
+    with contextlib.suppress(DatasetNotFound):
+        there = read_manifest(out)
+        if there.plan_sha256 != plan.sha256:
+            raise SourceError(f"{out} already holds another dataset ({there.study}, plan {there.plan_sha256[:12]}); choose another --out")
+        return there
+    names = [f"{number:06d}" for number in range(len(plan.shards))]
+    facts = {name: kept for name in names if (kept := _finished(out, name, plan))}
+    todo = [(name, shard) for name, shard in zip(names, plan.shards, strict=True) if name not in facts]
+    with tqdm(total=plan.fields, unit="field", desc="build", dynamic_ncols=True) as bar:
+        bar.update(plan.fields - sum(len(shard) for _, shard in todo))
+        for name, written in _run(plan, out, todo, workers or os.cpu_count() or 1, max_rejects, bar.update):
+            facts[name] = written
+            _hold(facts, max_rejects)
+    _hold(facts, max_rejects)
+    return _publish(plan, out, [facts[name] for name in names], names)
+
+
+def _finished(out: Path, name: str, plan: Plan) -> dict[str, Any] | None:
+    facts = shard_facts(out, name)
+    return facts if facts and facts["plan_sha256"] == plan.sha256 else None
+
+
+def _hold(facts: dict[str, dict[str, Any]], max_rejects: int) -> None:
+    rejects = [reject for written in facts.values() for reject in written["rejects"]]
+    if len(rejects) > max_rejects:
+        allowed = f" ({len(rejects)} fields so far, --max-rejects is {max_rejects})" if max_rejects else ""
+        raise SourceError(f"{rejects[-1]['reason']}{allowed}; mend the archive, or leave such fields out with --max-rejects")
+
+
+def _run(
+    plan: Plan, out: Path, todo: list[tuple[str, tuple[Planned, ...]]], workers: int, max_rejects: int, advance: Advance
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if min(workers, len(todo)) <= 1:
+        for name, shard in todo:
+            yield name, write_shard(plan, out, name, shard, max_rejects, advance)
+        return
+    context = multiprocessing.get_context("spawn")
+    done = context.Value("q", 0)
+    with ProcessPoolExecutor(min(workers, len(todo)), context, _share, (done,)) as pool:
+        running = {pool.submit(_write_shard_counting, plan, out, name, shard, max_rejects): name for name, shard in todo}
+        shown = 0
+        try:
+            while running:
+                finished, _ = wait(running, timeout=0.2, return_when=FIRST_EXCEPTION)
+                advance(done.value - shown)
+                shown = done.value
+                for future in finished:
+                    yield running.pop(future), future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_done: Any = None
+
+
+def _share(done: Any) -> None:
+    global _done  # noqa: PLW0603 - the one way to hand a shared counter to a worker process
+    _done = done
+
+
+def _write_shard_counting(plan: Plan, out: Path, name: str, shard: tuple[Planned, ...], max_rejects: int) -> dict[str, Any]:
+    def advance(fields: int) -> None:
+        with _done.get_lock():
+            _done.value += fields
+
+    return write_shard(plan, out, name, shard, max_rejects, advance)
+
+
+def write_shard(
+    plan: Plan, out: Path, name: str, shard: tuple[Planned, ...], max_rejects: int, advance: Advance
+) -> dict[str, Any]:
+    """Writes one shard; the same bytes wherever and whenever it runs. What it noted comes back.
+
+    Raises:
+        SourceError: more than `max_rejects` of its fields cannot be read; then no shard is left behind.
+    """
+    counts = [ChannelCounts(plan.dtype) for _ in plan.archive.channels]
+    rejects: list[dict[str, str]] = []
+    with ShardWriter(out, name, plan.schema, plan.options.codec) as writer:
+        for planned in shard:
+            try:
+                made = list(samples(plan, planned))
+            except SourceError as error:
+                field = planned.field
+                rejects.append({"plate": field.plate, "well": field.well, "field": field.field, "reason": str(error)})
+                _hold({name: {"rejects": rejects}}, max_rejects)
+                made = []
+            for pixels, row in made:
+                writer.add(codecs.encode(pixels), row)
+                for count, channel in zip(counts, pixels, strict=True):
+                    count.add(channel)
+            advance(1)
+        writer.facts = {"plan_sha256": plan.sha256, "rejects": rejects, "statistics": [count.dump() for count in counts]}
+    written = shard_facts(out, name)
+    assert written is not None, f"shard {name} was just written"
+    return written
+
+
+def _publish(plan: Plan, out: Path, facts: list[dict[str, Any]], names: list[str]) -> Manifest:
+    rejects = [reject for written in facts for reject in written["rejects"]]
+    taken = sum(written["samples"] for written in facts)
+    if not taken:
+        raise SourceError(f"no field could be read; the first reason: {rejects[0]['reason']}")
+    splits = {split: 0 for split in plan.options.splits}
+    for name in names:
+        table = pq.read_table(tar_path(out, name).with_suffix(".parquet"), columns=["split"])
+        for split in table["split"].to_pylist():
+            splits[split] += 1
+    _sweep(out, names)
+    with atomic_file(out / REJECTS) as path:
+        pq.write_table(pa.Table.from_pylist(rejects, REJECT_COLUMNS), path)
+    archive = plan.archive
+    manifest = Manifest(
+        study=archive.study,
+        source=archive.source,
+        licence=archive.licence,
+        citation=archive.citation,
+        channels=archive.channels,
+        dtype=plan.dtype,
+        pixel_size_um=archive.pixel_size_um,
+        codec=plan.options.codec,
+        samples=taken,
+        splits=splits,
+        labels=plan.labels,
+        rejected=len(rejects),
+        statistics=merged((written["statistics"] for written in facts), plan.dtype, len(archive.channels)),
+        shards=tuple(
+            ShardEntry(name=name, samples=written["samples"], bytes=written["bytes"], sha256=written["sha256"])
+            for name, written in zip(names, facts, strict=True)
+        ),
+        options=plan.options.model_dump(),
+        plan_sha256=plan.sha256,
+    )
+    write_manifest(out, manifest)
+    return manifest
+
+
+def _sweep(out: Path, names: list[str]) -> None:
+    """Removes what an earlier, different or killed build left among the shards."""
+    keep = {f"{name}{suffix}" for name in names for suffix in (".tar", ".parquet", ".idx")}
+    for path in (out / SHARDS).iterdir():
+        if path.name not in keep and (path.suffix in (".tar", ".parquet", ".idx") or path.name.endswith(PARTIAL)):
+            path.unlink()
+
+

@@ -1,0 +1,1 @@
+"""Ways to find fields: one file per layout on disk."""

@@ -1,0 +1,108 @@
+"""Is a dataset what its manifest says? Every byte is read; each fault is one line."""
+
+import hashlib
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from bie_stream import codecs
+from bie_stream.errors import DatasetError, SampleError
+from bie_stream.shards import REJECTS, Manifest, ShardEntry, crc32c, read_manifest, read_table, tar_path
+from bie_stream.store import LocalStore
+
+
+def verify(root: Path) -> Iterator[str]:
+    """Each fault of the dataset, for a person; nothing if it is sound.
+
+    Checked: sizes and sha256 of the shards; that tar, table and index name the same bytes; crc32c, shape and dtype
+    of every sample; counts; that keys are unique and that no well stands in two splits unless the build asked for it.
+
+    Raises:
+        DatasetNotFound: there is no dataset to check.
+    """
+    manifest = read_manifest(root)
+    total = sum(shard.bytes for shard in manifest.shards)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="verify", dynamic_ncols=True) as bar:
+        for shard in manifest.shards:
+            yield from _shard(root, shard, manifest)
+            bar.update(shard.bytes)
+    try:
+        table = read_table(root, manifest)
+    except DatasetError as error:
+        yield str(error)
+        return
+    if len(table) != manifest.samples:
+        yield f"the tables have {len(table)} samples, the manifest says {manifest.samples}"
+    doubled = [key for key, times in Counter(table["key"].to_pylist()).items() if times > 1]
+    if doubled:
+        yield f"{len(doubled)} keys are there twice, the first: {doubled[0]}"
+    splits = Counter(table["split"].to_pylist())
+    if {name: splits[name] for name in manifest.splits} != manifest.splits or set(splits) - set(manifest.splits):
+        yield f"the tables have splits {dict(splits)}, the manifest says {manifest.splits}"
+    yield from _leaks(table.select(["plate", "well", "split"]).to_pylist(), manifest)
+    rejects = root / REJECTS
+    if not rejects.exists() or pq.read_metadata(rejects).num_rows != manifest.rejected:
+        yield f"{rejects} does not list the {manifest.rejected} rejected fields that the manifest counts"
+
+
+def _leaks(rows: list[dict[str, str]], manifest: Manifest) -> Iterator[str]:
+    by_plate = manifest.options.get("split_by") == "plate"
+    sides: dict[str, set[str]] = {}
+    for row in rows:
+        sides.setdefault(row["plate"] if by_plate else f"{row['plate']}/{row['well']}", set()).add(row["split"])
+    for group, names in sides.items():
+        if len(names) > 1:
+            yield f"{group} stands in splits {', '.join(sorted(names))}: what is learned in one leaks into the other"
+
+
+def _shard(root: Path, shard: ShardEntry, manifest: Manifest) -> Iterator[str]:
+    path = tar_path(root, shard.name)
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        table = pq.read_table(path.with_suffix(".parquet"))
+    except Exception as error:  # missing, unreadable, or not Parquet: all are faults to report
+        yield f"shard {path}: {error}"
+        return
+    if path.stat().st_size != shard.bytes:
+        yield f"shard {path} has {path.stat().st_size} bytes, the manifest says {shard.bytes}"
+    if sha256 != shard.sha256:
+        yield f"shard {path} has changed: sha256 {sha256[:16]}…, the manifest says {shard.sha256[:16]}…"
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = {member.name: (member.offset_data, member.size) for member in tar}
+    except tarfile.TarError as error:
+        yield f"shard {path} is not a whole tar: {error}"
+        members = None
+    index = path.with_suffix(".idx")
+    lines = index.read_text().splitlines() if index.exists() else []
+    if lines[:1] != [f"v1.2 {len(table)}"] or len(lines) != len(table) + 1:
+        yield f"index {index} does not list the {len(table)} samples of its table"
+    store = LocalStore([path])
+    for row in table.to_pylist():
+        yield from _sample(store, row, manifest, members, path)
+
+
+def _sample(
+    store: LocalStore, row: dict[str, Any], manifest: Manifest, members: dict[str, tuple[int, int]] | None, path: Path
+) -> Iterator[str]:
+    key, offset, size = row["key"], row["offset"], row["size"]
+    where = f"sample {key} in {path}"
+    if members is not None and members.get(f"{key}.{manifest.codec}") != (offset, size):
+        yield f"{where}: the table says {size} bytes at {offset}, the tar has {members.get(f'{key}.{manifest.codec}')}"
+    try:
+        payload = store.read(0, offset, size)
+        if crc32c(payload) != row["crc32c"]:
+            yield f"{where}: its bytes have changed (crc32c)"
+            return
+        pixels = codecs.decode(payload)
+    except SampleError as error:
+        yield f"{where}: {error}"
+        return
+    if list(pixels.shape) != row["shape"] or pixels.dtype != manifest.dtype:
+        yield f"{where}: {pixels.dtype} {list(pixels.shape)}, the table says {manifest.dtype} {row['shape']}"

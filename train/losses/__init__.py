@@ -1,0 +1,1 @@
+"""Objectives: pure functions of tensors; each docstring states its reduction."""

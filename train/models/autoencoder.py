@@ -1,0 +1,64 @@
+"""encoder → latent map → (codes) → decoder. The embedding is the mean of the latent map over its positions.
+
+Shapes: images [B, C, Y, X]; latent map [B, D, Y / stride, X / stride]; embedding [B, D].
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from train.config import AEConfig, VQVAEConfig
+from train.models.decoder import decoder
+from train.models.encoder import encoder
+from train.models.quantise import VectorQuantiser
+
+
+@dataclass
+class Output:
+    """What a forward pass gives.
+
+    Attributes:
+        reconstruction: [B, C, Y, X] float32.
+        regularisers: losses of the latent space, weighted, each a scalar.
+        codes: [B, y, x] int64; None for a plain autoencoder.
+    """
+
+    reconstruction: Tensor
+    regularisers: dict[str, Tensor]
+    codes: Tensor | None
+
+
+class Autoencoder(nn.Module):
+    """A plain autoencoder, or a VQ-VAE."""
+
+    def __init__(self, config: AEConfig | VQVAEConfig, channels: int) -> None:
+        super().__init__()
+        self.encoder, features = encoder(config.encoder, channels, config.stride)
+        self.to_latent = nn.Conv2d(features, config.latent_dim, 1)
+        self.quantiser: VectorQuantiser | None = None
+        self.commitment = 0.0
+        if isinstance(config, VQVAEConfig):
+            self.quantiser = VectorQuantiser(config.codes, config.latent_dim, config.decay, config.revive_below)
+            self.commitment = config.commitment
+        self.decoder = decoder(config.latent_dim, channels, config.stride, config.decoder_width)
+
+    def forward(self, images: Tensor) -> Output:
+        latent = self.latent_map(images)
+        if self.quantiser is None:
+            return Output(self.decoder(latent).float(), {}, None)
+        quantised, codes, commitment = self.quantiser(latent)
+        return Output(self.decoder(quantised).float(), {"commitment": self.commitment * commitment}, codes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """[B, F, y, x]: what the backbone gives."""
+        features: Tensor = self.encoder(images)[-1]
+        return features
+
+    def latent_map(self, images: Tensor) -> Tensor:
+        """[B, D, y, x], before quantisation."""
+        latent: Tensor = self.to_latent(self.features(images))
+        return latent
+
+    def embed(self, images: Tensor) -> Tensor:
+        """[B, D]: the mean of the latent map, before quantisation: an image is never one code."""
+        return self.latent_map(images).float().mean(dim=(2, 3))

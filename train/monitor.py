@@ -1,0 +1,128 @@
+"""What a person sees of a run: one console line per logging step, TensorBoard, metrics.jsonl."""
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from bie_stream.errors import BieStreamError
+from bie_stream.loader import Loader
+from train.config import Config, VQVAEConfig
+from train.engine import mean_over_ranks
+
+_log = logging.getLogger("train")
+
+
+class Monitor:
+    """Gathers between two logging steps; rank 0 shows. Call `observe` every step and `log` at logging steps."""
+
+    def __init__(self, config: Config, loader: Loader, rank: int, device: torch.device, first_step: int) -> None:
+        self._config, self._loader, self._device = config, loader, device
+        self._codes = config.model.codes if isinstance(config.model, VQVAEConfig) else 0
+        self._metrics = config.run_dir / "metrics.jsonl"
+        self._board: SummaryWriter | None = None
+        if rank == 0:
+            _cut(self._metrics, first_step)
+            self._board = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=first_step)
+        self._began, self._first_step = time.perf_counter(), first_step
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._used = torch.zeros(self._codes, device=self._device)
+        self._codes_per_image = 0.0
+        self._since, self._waited = time.perf_counter(), self._loader.report()["wait_s"]
+
+    def observe(self, parts: dict[str, Tensor], codes: Tensor | None) -> None:
+        """Takes in one step; nothing here waits for the device."""
+        for name, part in parts.items():
+            self._sums[name] = self._sums[name] + part if name in self._sums else part
+        self._steps += 1
+        if codes is not None:
+            self._used += torch.bincount(codes.flatten(), minlength=self._codes)
+            self._last_codes = codes
+
+    def log(self, step: int, lr: float) -> None:
+        """Shows the steps since the last call, over all ranks. Collective.
+
+        Raises:
+            BieStreamError: the loss is no longer a number.
+        """
+        names = list(self._sums)
+        parts = mean_over_ranks(torch.stack([self._sums[name] / self._steps for name in names])).tolist()
+        used = mean_over_ranks(self._used)
+        elapsed = time.perf_counter() - self._since
+        metrics: dict[str, Any] = {"step": step, "loss": sum(parts), **dict(zip(names, parts, strict=True)), "lr": lr}
+        if self._codes:
+            share = used / used.sum()
+            metrics["perplexity"] = float(torch.exp(-(share * torch.log(share + 1e-10)).sum()))
+            metrics["codes_used"] = int((used > 0).sum())
+            metrics["codes_per_image"] = sum(len(image.unique()) for image in self._last_codes) / len(self._last_codes)
+        speed = {
+            "samples_per_s": self._steps * self._config.data.batch_size / elapsed,
+            "data_wait_share": (self._loader.report()["wait_s"] - self._waited) / elapsed,
+            "bad_samples": len(self._loader.report()["bad_samples"]),
+        }
+        if not math.isfinite(metrics["loss"]):
+            raise BieStreamError(
+                f"the loss is {metrics['loss']} between steps {step - self._steps + 1} and {step}; nothing was saved "
+                "since the last checkpoint: lower optimiser.lr, set training.clip_grad_norm, or try precision fp32"
+            )
+        if self._board:
+            with self._metrics.open("a") as file:
+                file.write(json.dumps(metrics) + "\n")
+            for name, value in {**metrics, **speed}.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, step)
+            self._board.flush()
+            print(self._line(step, metrics, speed), flush=True)
+        self._reset()
+
+    def _line(self, step: int, metrics: dict[str, Any], speed: dict[str, float]) -> str:
+        steps = self._config.training.steps
+        left = (time.perf_counter() - self._began) / (step - self._first_step) * (steps - step)
+        parts = " ".join(f"{name} {metrics[name]:.4f}" for name in self._sums)
+        codes = f" | perplexity {metrics['perplexity']:.0f} of {self._codes}" if self._codes else ""
+        bad = f" | {speed['bad_samples']:.0f} bad samples" if speed["bad_samples"] else ""
+        return (
+            f"step {step}/{steps} {step / steps:.0%} | loss {metrics['loss']:.4f} ({parts}){codes} "
+            f"| {speed['samples_per_s']:.1f} images/s | data wait {speed['data_wait_share']:.1%}{bad} "
+            f"| lr {metrics['lr']:.2e} | {int(left) // 60}:{int(left) % 60:02d} left"
+        )
+
+    def images(self, step: int, images: Tensor, output: Tensor, show: int = 4) -> None:
+        """Input (left) and reconstruction (right) of some images, one channel a row block."""
+        if self._board:
+            self._board.add_image("input_and_reconstruction", side_by_side(images[:show], output[:show]), step)
+
+    def close(self) -> None:
+        if self._board:
+            self._board.close()
+
+
+def side_by_side(images: Tensor, output: Tensor) -> Tensor:
+    """[1, B · Y, C · 2 · X] in 0..1: each row an image, each channel as input then reconstruction.
+
+    Both are scaled alike, by the input's 1st and 99.8th percentile.
+    """
+    images, output = images.float().cpu(), output.float().cpu()
+    flat = images.flatten(2)
+    low, high = (torch.quantile(flat, q, dim=2)[:, :, None, None] for q in (0.01, 0.998))
+    both = torch.stack([images, output], dim=2)  # B, C, 2, Y, X
+    scaled = ((both - low[:, :, None]) / (high - low).clamp_min(1e-6)[:, :, None]).clamp(0, 1)
+    batch, channels, two, height, width = scaled.shape
+    return scaled.permute(0, 3, 1, 2, 4).reshape(1, batch * height, channels * two * width)
+
+
+def _cut(path: Path, step: int) -> None:
+    """Drops the lines after a step: a resumed run writes them again."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
