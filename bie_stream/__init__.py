@@ -1,11 +1,11 @@
 """bie-stream: shards of microscopy in, device batches out.
 
-    import bie_stream
+import bie_stream
 
-    plates = bie_stream.open("shards/demo", split="train", channels=["DNA", "Protein"])
-    loader = bie_stream.Loader(plates, batch_size=64, crop=128, seed=0)
-    for batch in loader:
-        batch.images, batch.ids, batch.valid
+plates = bie_stream.open("shards/demo", split="train", channels=["DNA", "Protein"])
+loader = bie_stream.Loader(plates, batch_size=64, crop=128, seed=0)
+for batch in loader:
+    batch.images, batch.ids, batch.valid
 """
 
 from bie_stream.augment import Augment

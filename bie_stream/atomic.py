@@ -17,7 +17,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         _flush(partial)
-        os.replace(partial, path)
+        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -36,7 +36,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _flush(file)
         if path.exists():
             shutil.rmtree(path)
-        os.replace(partial, path)
+        partial.replace(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

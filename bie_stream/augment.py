@@ -75,8 +75,6 @@ def draw(
     never = np.zeros(len(ids), dtype=bool)
     swap = coin[0] if augment.quarter_turn else never
     flip_y = coin[1] if augment.flip or augment.quarter_turn else never
-    if augment.flip:
-        flip_x = coin[2]
-    else:
-        flip_x = flip_y ^ swap if augment.quarter_turn else never
+    turned = flip_y ^ swap if augment.quarter_turn else never
+    flip_x = coin[2] if augment.flip else turned
     return View(corner[:, 0], corner[:, 1], swap, flip_y, flip_x)

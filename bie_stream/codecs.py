@@ -6,7 +6,7 @@ It is the fastest to read, and WebDataset, DALI and NumPy all read it without ou
 
 import functools
 import io
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,10 @@ import numpy.typing as npt
 from bie_stream.errors import SampleError
 
 Codec = Literal["npy"]
+Dtype = Literal["uint8", "uint16", "float32"]
 Pixels = npt.NDArray[np.generic]
 
-DTYPES = ("uint8", "uint16", "float32")
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 
 def encode(pixels: Pixels) -> bytes:

@@ -20,7 +20,9 @@ from bie_stream.work import Fetch, Images, Settings, Work, ahead
 def images(steps: range, fetch: Fetch, settings: Settings) -> Images:
     """Each batch of work with its images [B, C, Y, X] on the device, in order."""
     depth = min(settings.prefetch_batches + 1, len(steps))
-    pipeline = _pipeline(settings, depth) if depth else None
+    if not depth:
+        return
+    pipeline = _pipeline(settings, depth)
     inside: deque[Work] = deque()
     for work in ahead(fetch, steps, settings.threads, settings.prefetch_batches):
         _feed(pipeline, work)

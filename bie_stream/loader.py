@@ -19,7 +19,7 @@ from bie_stream import native, order
 from bie_stream.augment import NO_AUGMENT, Augment, draw
 from bie_stream.dataset import Dataset
 from bie_stream.errors import DatasetError, SampleError
-from bie_stream.normalise import Normalise, normalisation
+from bie_stream.normalise import Normalisation, Normalise, normalisation
 from bie_stream.work import Fetch, Images, Settings, Work
 
 Backend = Literal["auto", "native", "dali"]
@@ -54,7 +54,7 @@ class Loader:
         dataset: from `bie_stream.open`.
         batch_size: samples in one global batch, over all ranks.
         crop: side of the square images in pixels; None for whole samples.
-        normalise: see `bie_stream.normalise`.
+        normalise: see `bie_stream.normalise`; a `Normalisation` brings its own numbers, those of a training set say.
         augment: what is done in training; None for the defaults of `Augment`.
         device, dtype: of the images; dtype None is bfloat16 on a GPU and float32 elsewhere.
         backend: `auto` is DALI for a GPU if it is installed, and native otherwise.
@@ -73,7 +73,7 @@ class Loader:
         batch_size: int,
         *,
         crop: int | None = None,
-        normalise: Normalise = "dataset",
+        normalise: Normalise | Normalisation = "dataset",
         augment: Augment | None = None,
         training: bool = True,
         seed: int = 0,
@@ -93,7 +93,9 @@ class Loader:
                 f"with rank {rank} below it"
             )
         if len(dataset) < (batch_size if training else 1):
-            raise DatasetError(f"{len(dataset)} samples do not fill one batch of {batch_size}; use a smaller batch_size")
+            raise DatasetError(
+                f"{len(dataset)} samples do not fill one batch of {batch_size}; use a smaller batch_size"
+            )
         self._rank, self._world_size = rank, world_size
         self._augment = (augment or Augment()) if training else NO_AUGMENT
         self._max_bad = int(max_bad_fraction * len(dataset)) if training else 0
@@ -104,7 +106,11 @@ class Loader:
             batch_size=batch_size // world_size,
             channels=dataset.channel_indices,
             crop=_crop(dataset, crop, self._augment.quarter_turn),
-            normalisation=normalisation(normalise, dataset.channels, dataset.statistics),
+            normalisation=(
+                normalise
+                if isinstance(normalise, Normalisation)
+                else normalisation(normalise, dataset.channels, dataset.statistics)
+            ),
             dtype=dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32),
             device=device,
             threads=threads or min(8, os.cpu_count() or 1),

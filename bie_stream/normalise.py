@@ -34,7 +34,9 @@ class Normalisation:
     per_image: bool
 
 
-def normalisation(kind: Normalise, channels: tuple[str, ...], statistics: tuple[ChannelStatistics, ...]) -> Normalisation:
+def normalisation(
+    kind: Normalise, channels: tuple[str, ...], statistics: tuple[ChannelStatistics, ...]
+) -> Normalisation:
     """The normalisation of these channels.
 
     Raises:

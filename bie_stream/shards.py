@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bie_stream.atomic import PARTIAL, atomic_file
-from bie_stream.codecs import Codec
+from bie_stream.codecs import Codec, Dtype
 from bie_stream.errors import DatasetError, DatasetNotFound
 
 MANIFEST = "dataset.json"
@@ -97,7 +97,7 @@ class Manifest(_Frozen):
     licence: str | None
     citation: str | None
     channels: tuple[Channel, ...]
-    dtype: Literal["uint8", "uint16", "float32"]
+    dtype: Dtype
     pixel_size_um: float | None
     codec: Codec
     samples: int

@@ -101,7 +101,9 @@ def _cell(rng: np.random.Generator, phenotype: str) -> Float:
         protein = 0.85 * _unit(cytoplasm) + 0.15 * _unit(nucleus)
     actin = body * (1 + 0.5 * np.abs(_texture(rng, 2.0))) * (0.5 + 1.0 * (body < 0.9))
     total = rng.lognormal(np.log([150_000, 160_000, 220_000]), 0.4)
-    return np.stack([_unit(nucleus * chromatin), protein, _unit(actin)]).astype(np.float32) * total[:, None, None].astype(np.float32)
+    return np.stack([_unit(nucleus * chromatin), protein, _unit(actin)]).astype(np.float32) * total[
+        :, None, None
+    ].astype(np.float32)
 
 
 def _blob(rng: np.random.Generator, y: Float, x: Float, radius: float, aspect: float) -> Float:

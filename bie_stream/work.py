@@ -1,8 +1,8 @@
 """What passes between the loader and a back end, and how it is run ahead in threads.
 
-    loader                    back end
-    ids, view ── fetch(step) ──▶ Work ── decode, crop, turn, normalise, cast ──▶ images
-                 (in threads)            (native: same threads; DALI: its own)
+loader                    back end
+ids, view ── fetch(step) ──▶ Work ── decode, crop, turn, normalise, cast ──▶ images
+             (in threads)            (native: same threads; DALI: its own)
 """
 
 import itertools
@@ -63,9 +63,7 @@ Fetch = Callable[[int], Work]
 Images = Iterator[tuple[Work, torch.Tensor]]
 
 
-def ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int, depth: int
-) -> Iterator[Result]:
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int, depth: int) -> Iterator[Result]:
     """`map(function, items)` in order, `depth` results ahead. Stops its threads when it is closed."""
     waiting = iter(items)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="bie_stream")

@@ -57,7 +57,9 @@ def split_well(well: str) -> tuple[str, int]:
     """`A1`, `A01`, `a001` → ("A", 1)."""
     match = re.fullmatch(r"([A-Za-z]{1,2})0*([0-9]{1,3})", well.strip())
     if not match:
-        raise SourceError(f"{well!r} is not a well; expected a row of one or two letters and a column, as in B7 or AA12")
+        raise SourceError(
+            f"{well!r} is not a well; expected a row of one or two letters and a column, as in B7 or AA12"
+        )
     return match[1].upper(), int(match[2])
 
 

@@ -19,14 +19,22 @@ from bie_stream import codecs
 from bie_stream.atomic import PARTIAL, atomic_file
 from bie_stream.errors import DatasetNotFound, SourceError
 from bie_stream.shards import (
-    REJECT_COLUMNS, REJECTS, SHARDS, Manifest, ShardEntry, ShardWriter, read_manifest, shard_facts, tar_path,
+    REJECT_COLUMNS,
+    REJECTS,
+    SHARDS,
+    Manifest,
+    ShardEntry,
+    ShardWriter,
+    read_manifest,
+    shard_facts,
+    tar_path,
     write_manifest,
 )  # fmt: skip
 from shardgen.convert import samples
 from shardgen.plan import Plan, Planned
 from shardgen.statistics import ChannelCounts, merged
 
-Advance = Callable[[int], None]
+Advance = Callable[[int], object]
 
 
 def build(plan: Plan, out: Path, *, workers: int | None = None, max_rejects: int = 0) -> Manifest:
@@ -43,7 +51,10 @@ def build(plan: Plan, out: Path, *, workers: int | None = None, max_rejects: int
     with contextlib.suppress(DatasetNotFound):
         there = read_manifest(out)
         if there.plan_sha256 != plan.sha256:
-            raise SourceError(f"{out} already holds another dataset ({there.study}, plan {there.plan_sha256[:12]}); choose another --out")
+            raise SourceError(
+                f"{out} already holds another dataset ({there.study}, plan {there.plan_sha256[:12]}); "
+                "choose another --out"
+            )
         return there
     names = [f"{number:06d}" for number in range(len(plan.shards))]
     facts = {name: kept for name in names if (kept := _finished(out, name, plan))}
@@ -66,7 +77,9 @@ def _hold(facts: dict[str, dict[str, Any]], max_rejects: int) -> None:
     rejects = [reject for written in facts.values() for reject in written["rejects"]]
     if len(rejects) > max_rejects:
         allowed = f" ({len(rejects)} fields so far, --max-rejects is {max_rejects})" if max_rejects else ""
-        raise SourceError(f"{rejects[-1]['reason']}{allowed}; mend the archive, or leave such fields out with --max-rejects")
+        raise SourceError(
+            f"{rejects[-1]['reason']}{allowed}; mend the archive, or leave such fields out with --max-rejects"
+        )
 
 
 def _run(
@@ -79,7 +92,9 @@ def _run(
     context = multiprocessing.get_context("spawn")
     done = context.Value("q", 0)
     with ProcessPoolExecutor(min(workers, len(todo)), context, _share, (done,)) as pool:
-        running = {pool.submit(_write_shard_counting, plan, out, name, shard, max_rejects): name for name, shard in todo}
+        running = {
+            pool.submit(_write_shard_counting, plan, out, name, shard, max_rejects): name for name, shard in todo
+        }
         shown = 0
         try:
             while running:
@@ -96,11 +111,13 @@ _done: Any = None
 
 
 def _share(done: Any) -> None:
-    global _done  # noqa: PLW0603 - the one way to hand a shared counter to a worker process
+    global _done
     _done = done
 
 
-def _write_shard_counting(plan: Plan, out: Path, name: str, shard: tuple[Planned, ...], max_rejects: int) -> dict[str, Any]:
+def _write_shard_counting(
+    plan: Plan, out: Path, name: str, shard: tuple[Planned, ...], max_rejects: int
+) -> dict[str, Any]:
     def advance(fields: int) -> None:
         with _done.get_lock():
             _done.value += fields
@@ -132,7 +149,11 @@ def write_shard(
                 for count, channel in zip(counts, pixels, strict=True):
                     count.add(channel)
             advance(1)
-        writer.facts = {"plan_sha256": plan.sha256, "rejects": rejects, "statistics": [count.dump() for count in counts]}
+        writer.facts = {
+            "plan_sha256": plan.sha256,
+            "rejects": rejects,
+            "statistics": [count.dump() for count in counts],
+        }
     written = shard_facts(out, name)
     assert written is not None, f"shard {name} was just written"
     return written
@@ -143,7 +164,7 @@ def _publish(plan: Plan, out: Path, facts: list[dict[str, Any]], names: list[str
     taken = sum(written["samples"] for written in facts)
     if not taken:
         raise SourceError(f"no field could be read; the first reason: {rejects[0]['reason']}")
-    splits = {split: 0 for split in plan.options.splits}
+    splits = dict.fromkeys(plan.options.splits, 0)
     for name in names:
         table = pq.read_table(tar_path(out, name).with_suffix(".parquet"), columns=["split"])
         for split in table["split"].to_pylist():
@@ -183,5 +204,3 @@ def _sweep(out: Path, names: list[str]) -> None:
     for path in (out / SHARDS).iterdir():
         if path.name not in keep and (path.suffix in (".tar", ".parquet", ".idx") or path.name.endswith(PARTIAL)):
             path.unlink()
-
-

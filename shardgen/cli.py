@@ -1,6 +1,5 @@
 """The command `shardgen`: a thin parser over plain functions. Progress and errors on stderr, results on stdout."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,9 +49,9 @@ def list_() -> None:
 @app.command()
 def plan(
     source: Source, pattern: Pattern = "", labels: Labels = None, channels: Channels = "", plate: Plate = None,
-    tile: Tile = None, split: Split = "train=0.8,val=0.1,test=0.1", split_by: SplitBy = "well", split_seed: SplitSeed = 0,
-    shard_mb: ShardMB = 256, study: Study = None, licence: Licence = None, citation: Citation = None,
-    pixel_size_um: PixelSize = None,
+    tile: Tile = None, split: Split = "train=0.8,val=0.1,test=0.1", split_by: SplitBy = "well",
+    split_seed: SplitSeed = 0, shard_mb: ShardMB = 256, study: Study = None, licence: Licence = None,
+    citation: Citation = None, pixel_size_um: PixelSize = None,
 ) -> None:  # fmt: skip
     """What `build` would do, without doing it."""
     with one_line_errors():
@@ -130,7 +129,9 @@ def info(dataset: Folder, as_json: Annotated[bool, typer.Option("--json", help="
         for name, value in lines.items():
             typer.echo(f"{name:16} {value}")
         for channel, s in zip(manifest.channels, manifest.statistics, strict=True):
-            typer.echo(f"{'channel':16} {channel.name}: mean {s.mean:.5g}, std {s.std:.5g}, {s.minimum:g}..{s.maximum:g}")
+            typer.echo(
+                f"{'channel':16} {channel.name}: mean {s.mean:.5g}, std {s.std:.5g}, {s.minimum:g}..{s.maximum:g}"
+            )
 
 
 @app.command()
@@ -151,11 +152,17 @@ def _folder(
     from dataclasses import replace
 
     if not Path(source).is_dir():
-        raise SourceError(f"{source!r} is neither a folder nor a study; {bie_stream.errors.nearest(source, list(STUDIES))}")
+        raise SourceError(
+            f"{source!r} is neither a folder nor a study; {bie_stream.errors.nearest(source, list(STUDIES))}"
+        )
     if not pattern:
         raise SourceError("a folder needs --pattern, as in '{plate}/{well}_s{field}_w{channel}.tif'")
-    archive = tiff_folder.find(Path(source), pattern, labels=labels, channels=_pairs(channels, "--channels"), plate=plate)
-    return replace(archive, study=study or archive.study, licence=licence, citation=citation, pixel_size_um=pixel_size_um)
+    archive = tiff_folder.find(
+        Path(source), pattern, labels=labels, channels=_pairs(channels, "--channels"), plate=plate
+    )
+    return replace(
+        archive, study=study or archive.study, licence=licence, citation=citation, pixel_size_um=pixel_size_um
+    )
 
 
 def _plan(archive: Archive, tile: int | None, split: str, split_by: str, split_seed: int, shard_mb: int) -> Plan:
@@ -179,5 +186,3 @@ def _pairs(text: str, option: str) -> dict[str, str]:
 def main() -> None:
     """Entry point."""
     app()
-
-

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from bie_stream.codecs import DTYPES, Pixels
+from bie_stream.codecs import DTYPES, Dtype, Pixels
 from bie_stream.errors import SourceError
 from shardgen.archive import Archive
 from shardgen.plan import Plan, Planned
 
 
-def probe(archive: Archive) -> tuple[str, tuple[int, int]]:
+def probe(archive: Archive) -> tuple[Dtype, tuple[int, int]]:
     """dtype and shape of the archive's planes, from the header of the first one.
 
     Raises:
@@ -27,9 +27,10 @@ def probe(archive: Archive) -> tuple[str, tuple[int, int]]:
         raise SourceError(f"{file} is not a readable TIFF: {error}") from error
     if len(shape) != 2:
         raise SourceError(f"{file} has shape {shape}; expected one plane (y, x) a file")
-    if dtype not in DTYPES:
-        raise SourceError(f"{file} has pixels of {dtype}; shards hold {', '.join(DTYPES)}")
-    return dtype, (shape[0], shape[1])
+    for known in DTYPES:
+        if dtype == known:
+            return known, (shape[0], shape[1])
+    raise SourceError(f"{file} has pixels of {dtype}; shards hold {', '.join(DTYPES)}")
 
 
 def read_plane(file: Path, dtype: str, shape: tuple[int, int]) -> Pixels:
@@ -41,7 +42,8 @@ def read_plane(file: Path, dtype: str, shape: tuple[int, int]) -> Pixels:
     try:
         with tifffile.TiffFile(file) as tif:
             pixels: Pixels = tif.series[0].asarray()
-            end = max(offset + size for page in tif.series[0] for offset, size in zip(page.dataoffsets, page.databytecounts))
+            pages = [page for page in tif.series[0] if page]
+            end = max(at + size for page in pages for at, size in zip(page.dataoffsets, page.databytecounts))
             if end > (found := tif.filehandle.size):
                 raise ValueError(f"it ends at byte {found}, its pixels at {end}")
     except Exception as error:
@@ -63,7 +65,9 @@ def samples(plan: Plan, planned: Planned) -> Iterator[tuple[Pixels, dict[str, An
     field, (height, width) = planned.field, plan.tile_shape
     for channel, file in zip(plan.archive.channels, field.files, strict=True):
         if file is None:
-            raise SourceError(f"plate {field.plate} well {field.well} field {field.field} has no plane of channel {channel.name!r}")
+            raise SourceError(
+                f"plate {field.plate} well {field.well} field {field.field} has no plane of channel {channel.name!r}"
+            )
     planes = [read_plane(plan.archive.root / file, plan.dtype, plan.shape) for file in field.files if file]
     stack = np.stack(planes)
     for top, left in plan.tiles:

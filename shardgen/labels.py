@@ -1,7 +1,7 @@
 """A CSV of well labels → one row per well. Types are found once, over the whole column."""
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from bie_stream.errors import SourceError
@@ -34,7 +34,9 @@ def read_labels(path: Path, wells: Iterable[tuple[str, str]]) -> Labels:
     if "well" not in names:
         raise SourceError(f"{path} has no column 'well'; it has: {', '.join(header) or 'nothing'}")
     columns = [name for name in header if name.strip().lower() not in ("plate", "well")]
-    reserved = [name for name in columns if name in SAMPLE_COLUMNS.names]
+    if doubled := [name for name in columns if columns.count(name) > 1]:
+        raise SourceError(f"{path}: column {doubled[0]!r} is there twice; rename one")
+    reserved = [name for name in columns if name in (*SAMPLE_COLUMNS.names, "shard")]
     if reserved:
         raise SourceError(f"{path}: column {reserved[0]!r} has a name that the sample table uses itself; rename it")
 
@@ -55,13 +57,15 @@ def read_labels(path: Path, wells: Iterable[tuple[str, str]]) -> Labels:
     if missing:
         named = sorted({plate for plate, _ in found})
         hint = f" (the table's plates: {some(named)})" if not set(plates) & set(named) else ""
-        raise SourceError(f"{path} lacks {len(missing)} of {len(wells)} wells: {some(missing)}{hint}; add a row for each")
+        raise SourceError(
+            f"{path} lacks {len(missing)} of {len(wells)} wells: {some(missing)}{hint}; add a row for each"
+        )
     typed = {name: _typed([found[well][name].strip() for well in wells]) for name in columns}
     return {well: {name: typed[name][i] for name in columns} for i, well in enumerate(wells)}
 
 
 def _typed(cells: list[str]) -> list[Label]:
-    for kind in (_int, float):
+    for kind in (_int, _float):
         try:
             return [None if cell == "" else kind(cell) for cell in cells]
         except ValueError:
@@ -71,8 +75,10 @@ def _typed(cells: list[str]) -> list[Label]:
 
 def _int(cell: str) -> int:
     value = int(cell)
-    if str(value) != cell.removeprefix("+"):  # 007 is a name, 1_000 is a mistake
+    if str(value) != cell.removeprefix("+") or abs(value) >= 2**63:  # 007 and a long barcode are names, 1_000 a mistake
         raise ValueError(cell)
     return value
 
 
+def _float(cell: str) -> float:
+    return float(_int(cell)) if cell.lstrip("+-").isdigit() or "_" in cell else float(cell)

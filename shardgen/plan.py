@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field as Option, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import Field as Option
 
-from bie_stream.codecs import Codec
+from bie_stream.codecs import Codec, Dtype
 from bie_stream.errors import SourceError
-from bie_stream.shards import SAMPLE_COLUMNS, Channel
+from bie_stream.shards import SAMPLE_COLUMNS
 from shardgen.archive import Archive, Field, Label
 
 _KEY_LENGTH = 90  # with its ending it must fit a ustar name
@@ -70,7 +71,7 @@ class Plan:
 
     archive: Archive
     options: Options
-    dtype: str
+    dtype: Dtype
     shape: tuple[int, int]
     tiles: tuple[tuple[int, int], ...]
     tile_shape: tuple[int, int]
@@ -114,7 +115,7 @@ class Plan:
         return _plain(f"{field.plate}_{field.well}_f{field.field}_t{field.t}_z{field.z}{tile}")
 
 
-def make_plan(archive: Archive, options: Options, dtype: str, shape: tuple[int, int]) -> Plan:
+def make_plan(archive: Archive, options: Options, dtype: Dtype, shape: tuple[int, int]) -> Plan:
     """The plan of a build.
 
     Args:
@@ -126,10 +127,14 @@ def make_plan(archive: Archive, options: Options, dtype: str, shape: tuple[int, 
     if options.tile and options.tile > min(shape):
         raise SourceError(f"tile {options.tile} is larger than the fields, {shape[0]} x {shape[1]} pixels")
     height, width = (options.tile, options.tile) if options.tile else shape
-    tiles = tuple((top, left) for top in range(0, shape[0] - height + 1, height) for left in range(0, shape[1] - width + 1, width))
+    tiles = tuple(
+        (top, left) for top in range(0, shape[0] - height + 1, height) for left in range(0, shape[1] - width + 1, width)
+    )
     columns = list(next(iter(archive.labels.values()), {}))
     if options.split_by not in ("well", "plate", *columns):
-        raise SourceError(f"split_by {options.split_by!r} is neither 'well' nor 'plate' nor a label: {', '.join(columns) or 'none'}")
+        raise SourceError(
+            f"split_by {options.split_by!r} is neither 'well' nor 'plate' nor a label: {', '.join(columns) or 'none'}"
+        )
     planned = _assign(archive, options)
     field_bytes = len(tiles) * len(archive.channels) * height * width * np_size(dtype)
     per_shard = max(1, options.shard_bytes // field_bytes)
@@ -148,7 +153,10 @@ def make_plan(archive: Archive, options: Options, dtype: str, shape: tuple[int, 
     for key, times in keys.items():
         if times > 1 or len(key) > _KEY_LENGTH:
             fault = f"names {times} fields" if times > 1 else f"is longer than {_KEY_LENGTH} characters"
-            raise SourceError(f"sample name {key!r} {fault}: give plates, wells and fields short names that differ in letters and digits")
+            raise SourceError(
+                f"sample name {key!r} {fault}: "
+                "give plates, wells and fields short names that differ in letters and digits"
+            )
     return plan
 
 
@@ -161,7 +169,9 @@ def deal(groups: Sequence[str], splits: Mapping[str, float], seed: int) -> dict[
     shuffled = sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
     exact = {name: share * len(shuffled) for name, share in splits.items()}
     count = {name: int(value + 1e-9) for name, value in exact.items()}
-    wanting = sorted((name for name in splits if splits[name] > 0), key=lambda name: (count[name] > 0, count[name] - exact[name]))
+    wanting = sorted(
+        (name for name in splits if splits[name] > 0), key=lambda name: (count[name] > 0, count[name] - exact[name])
+    )
     for name in wanting[: len(shuffled) - sum(count.values())]:
         count[name] += 1
     for name in wanting:
@@ -224,5 +234,3 @@ def describe(plan: Plan) -> dict[str, Any]:
         "labels": list(plan.labels),
         "plan_sha256": plan.sha256,
     }
-
-

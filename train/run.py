@@ -28,7 +28,7 @@ def main(
 ) -> None:
     """Train an autoencoder on shards. Run again after a stop, it goes on from its last checkpoint.
 
-    deepspeed train.py --config train/configs/demo.yaml
+    deepspeed train.py --config train/configs/demo_vqvae.yaml
 
     LOCAL_SIZE=2 deepspeed train.py --config FILE (two processes on CPUs)
     """
@@ -86,7 +86,8 @@ def _train(config: Config, dataset: Dataset) -> None:
 def _loader(config: Config, dataset: Dataset, rank: int, world_size: int, device: torch.device) -> Loader:
     data = config.data
     return Loader(
-        dataset, data.batch_size, crop=data.crop, normalise=data.normalise, augment=Augment(**data.augment.model_dump()),
+        dataset, data.batch_size, crop=data.crop, normalise=data.normalise,
+        augment=Augment(**data.augment.model_dump()),
         seed=config.training.seed, rank=rank, world_size=world_size, device=device, dtype=torch.float32,
         backend=data.backend, threads=data.threads, prefetch_batches=data.prefetch_batches,
         max_bad_fraction=data.max_bad_fraction,

@@ -74,7 +74,9 @@ def find(
         channel = parts.get("channel") or "1"
         other = planes.setdefault(place, {}).setdefault(channel, file)
         if other != file:
-            raise SourceError(f"{other} and {file} are both {_name(place)} channel {channel}; make the pattern tell them apart")
+            raise SourceError(
+                f"{other} and {file} are both {_name(place)} channel {channel}; make the pattern tell them apart"
+            )
     if not total:
         raise SourceError(f"{root} holds no TIFF file ({', '.join(_SUFFIXES)})")
     if not planes:

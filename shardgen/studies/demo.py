@@ -35,8 +35,8 @@ def write(raw: Path, plate: synth.Plate) -> Path:
             for file, pixels in zip(files, synth.render(plate, well, phenotype, field), strict=True):
                 with atomic_file(file) as path:
                     tifffile.imwrite(path, pixels, metadata=None)
-    with atomic_file(raw / "wells.csv") as path, path.open("w", newline="") as file:
-        writer = csv.writer(file)
+    with atomic_file(raw / "wells.csv") as path, path.open("w", newline="") as table:
+        writer = csv.writer(table)
         writer.writerow(["plate", "well", "phenotype"])
         writer.writerows((plate.name, well, phenotype) for well, phenotype in wells.items())
     return raw

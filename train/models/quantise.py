@@ -77,7 +77,7 @@ class VectorQuantiser(nn.Module):
 
     @torch.no_grad()
     def _revive(self, vectors: Tensor, dead: Tensor, uses: float) -> None:
-        """Places dead codes on vectors of the global batch, drawn from torch's generator, which all ranks seed alike."""
+        """Places dead codes on vectors of the global batch, picked by torch's generator (seeded alike on all ranks)."""
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         many = len(vectors)
         picked = torch.randint(many * ranks, (int(dead.sum()),))  # on the CPU: the same draw with any accelerator

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from bie_stream.errors import DatasetError
+from bie_stream.normalise import IMAGE_VARIANCE_FLOOR, Normalise, apply, normalisation
+from bie_stream.shards import ChannelStatistics
+
+STATISTICS = tuple(
+    ChannelStatistics(mean=mean, std=std, minimum=0, maximum=65535, percentiles={})
+    for mean, std in [(300.5, 41.25), (9000.0, 2500.0)]
+)
+
+
+def _pixels(dtype: str = "uint16") -> np.ndarray:
+    rng = np.random.default_rng(0)
+    pixels = rng.gamma(4.0, [[[60.0]], [[2000.0]]], (2, 32, 48))
+    return pixels.clip(0, 255).astype(dtype) if dtype == "uint8" else pixels.astype(dtype)
+
+
+def _normalised(kind: Normalise, pixels: np.ndarray) -> np.ndarray:
+    out = np.empty(pixels.shape, np.float32)
+    apply(pixels, normalisation(kind, ("DNA", "Actin"), STATISTICS), out)
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_none_keeps_the_numbers_of_the_microscope(dtype: str) -> None:
+    np.testing.assert_array_equal(_normalised("none", _pixels(dtype)), _pixels(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_dataset_is_the_z_score_of_each_channel(dtype: str) -> None:
+    pixels = _pixels(dtype).astype(np.float64)
+    expected = np.stack([(pixels[0] - 300.5) / 41.25, (pixels[1] - 9000.0) / 2500.0])
+    np.testing.assert_allclose(_normalised("dataset", _pixels(dtype)), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_image_gives_each_channel_of_each_image_mean_0_and_variance_1() -> None:
+    pixels = _pixels().astype(np.float64)
+    mean, std = pixels.mean(axis=(1, 2), keepdims=True), pixels.std(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(_normalised("image", _pixels()), (pixels - mean) / std, atol=1e-3)
+
+
+def test_image_leaves_an_empty_image_near_zero_instead_of_blowing_it_up() -> None:
+    assert not _normalised("image", np.full((2, 8, 8), 300, np.uint16)).any()
+    faint = np.full((2, 8, 8), 9000, np.uint16)
+    faint[:, ::2] += 2  # in the second channel a thousandth of the dataset's deviation
+    variance = _normalised("image", faint)[1].var(dtype=np.float64)
+    inside = (1 / 2500) ** 2
+    assert variance == pytest.approx(inside / (inside + IMAGE_VARIANCE_FLOOR), rel=1e-3)
+
+
+def test_input_pixels_are_left_as_they_were() -> None:
+    pixels = _pixels("float32")
+    _normalised("image", pixels)
+    np.testing.assert_array_equal(pixels, _pixels("float32"))
+
+
+@pytest.mark.parametrize("kind", ["dataset", "image"])
+def test_a_constant_channel_is_refused_by_name(kind: Normalise) -> None:
+    flat = ChannelStatistics(mean=7, std=0, minimum=7, maximum=7, percentiles={})
+    with pytest.raises(DatasetError, match="channel 'Empty' has the value 7 everywhere"):
+        normalisation(kind, ("DNA", "Empty"), (STATISTICS[0], flat))
+    assert not normalisation("none", ("DNA", "Empty"), (STATISTICS[0], flat)).shift.any()

@@ -1,0 +1,60 @@
+"""`python -m train embed | evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bie_stream.errors import ConfigError, one_line_errors
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def embed(
+    run: Annotated[Path, typer.Option(help="Run directory of `train.py`.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="Dataset to embed.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Parquet to write.", show_default=False)],
+    split: Annotated[str | None, typer.Option(help="Only this split. Default: all samples.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 64,
+) -> None:
+    """One row per sample: Metadata_* columns, then the features."""
+    from train.evaluate.embed import embed_run
+
+    with one_line_errors():
+        samples = embed_run(run, data, out, split, batch_size)
+        typer.echo(
+            f"{out}: {samples} samples; next: python -m train evaluate --embeddings {out} --label COLUMN --out DIR"
+        )
+
+
+@app.command()
+def evaluate(
+    embeddings: Annotated[Path, typer.Option(help="Parquet that `embed` wrote.", show_default=False)],
+    label: Annotated[str, typer.Option(help="Column to predict.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the report.", show_default=False)],
+    group: Annotated[str, typer.Option(help="Column whose values stay whole in folds.")] = "well",
+    folds: Annotated[int, typer.Option(min=2, help="As many as groups, or more: leave each group out once.")] = 5,
+    bins: Annotated[str, typer.Option(help="Cut a numeric label into ranges: '1-3,4-6,7-10'.")] = "",
+    run: Annotated[Path | None, typer.Option(help="Run directory, if it has moved.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Dataset, if it has moved.")] = None,
+) -> None:
+    """A label table beside its baselines, and pictures: DIR/report.md."""
+    from train.evaluate.report import Question, evaluate
+
+    with one_line_errors():
+        print(evaluate(embeddings, out, Question(label, group, folds, _bins(bins)), run, data))
+        for name in ("report.md", "metrics.json", "umap.png", "reconstruction.png"):
+            typer.echo(out / name)
+
+
+def _bins(text: str) -> tuple[tuple[float, float], ...]:
+    try:
+        pairs = [part.split("-") for part in text.split(",") if part]
+        return tuple((float(low), float(high)) for low, high in pairs)
+    except ValueError as error:
+        raise ConfigError(f"--bins {text!r} should look like '1-3,4-6,7-10'") from error
+
+
+if __name__ == "__main__":
+    app()

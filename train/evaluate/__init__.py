@@ -1,0 +1,1 @@
+"""From a trained run to embeddings, and from embeddings to what they are worth."""

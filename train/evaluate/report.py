@@ -1,0 +1,169 @@
+"""Embeddings → a folder that a person can read: report.md with figures, metrics.json.
+
+The trained embedding stands in one table with what it has to beat: the majority class, permuted labels, the mean and
+standard deviation of each channel's intensity, and the same encoder with random weights.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+import bie_stream
+from bie_stream.atomic import atomic_folder
+from bie_stream.dataset import Dataset
+from bie_stream.errors import ConfigError, nearest
+from train.checkpoint import load_model
+from train.evaluate.embed import evaluation_loader, features_of, read_embeddings
+from train.evaluate.figures import reconstruction_picture, umap_picture
+from train.evaluate.probe import Labels, Score, forest, majority, make_folds, permute_by_group, score
+from train.models import build
+from train.monitor import side_by_side
+
+TRAINED, RANDOM, BACKBONE = "trained embedding", "random weights, same encoder", "random weights, backbone features"
+INTENSITY, PERMUTED, MAJORITY = "intensity mean + std", "permuted labels", "majority class"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the embeddings.
+
+    Attributes:
+        label: column of the sample table; rows without a value are left out, and counted.
+        group: column whose values are kept whole in folds; `well` is the well on its plate.
+        folds: how many; as many as groups, or more, leaves each group out once.
+        bins: for a numeric label: ranges (low, high), both ends included; rows outside are left out.
+    """
+
+    label: str
+    group: str = "well"
+    folds: int = 5
+    bins: tuple[tuple[float, float], ...] = ()
+
+
+def evaluate(embeddings: Path, out: Path, question: Question, run: Path | None = None, data: Path | None = None) -> str:
+    """Writes the report folder and returns the text of its tables.
+
+    Raises:
+        ConfigError: the question does not fit the table, or the run or dataset cannot be found.
+    """
+    metadata, features, origin = read_embeddings(embeddings)
+    run, data = run or Path(str(origin["run"])), data or Path(str(origin["data"]))
+    labels, numbers, order = _labels(metadata, question)
+    taken = labels != ""
+    wells = _strings(metadata, "plate") + np.array("/") + _strings(metadata, "well")
+    groups = wells if question.group == "well" else _strings(metadata, question.group)
+    labels, wells, groups, features = labels[taken], wells[taken], groups[taken], features[taken]
+    numbers = numbers[taken] if numbers is not None else None
+    folds = make_folds(labels, groups, question.folds)
+
+    model, config, info = load_model(run)
+    dataset = bie_stream.open(data, split=origin["split"], channels=info.channels)
+    if dataset.table["key"].to_pylist() != metadata["key"].to_pylist():
+        raise ConfigError(f"{data} is not the dataset that {embeddings} was made from; embed it again")
+    dataset = dataset.select(taken)
+    torch.manual_seed(config.training.seed)
+    untrained = build(config.model, len(info.channels)).eval()
+
+    def of_random(embed: Any) -> npt.NDArray[np.float32]:
+        return features_of(dataset, untrained, config, info, embed)
+
+    probabilities = {
+        TRAINED: forest(features, labels, folds),
+        RANDOM: forest(of_random(untrained.embed), labels, folds),
+        BACKBONE: forest(of_random(lambda x: untrained.features(x).mean(dim=(2, 3))), labels, folds),
+        INTENSITY: forest(intensity(dataset), labels, folds),
+        PERMUTED: forest(features, permute_by_group(labels, groups), folds),
+        MAJORITY: majority(labels, folds),
+    }
+    scores = {name: score(found, labels, wells, numbers, order) for name, found in probabilities.items()}
+    tables = _tables(scores, question, folds.description, int(taken.sum()), len(taken))
+    with atomic_folder(out) as folder:
+        umap_picture(features, labels, f"UMAP of the trained embedding, by {question.label}", folder / "umap.png")
+        _reconstructions(dataset, model, config, info, folder / "reconstruction.png")
+        (folder / "metrics.json").write_text(
+            json.dumps({name: asdict(found) for name, found in scores.items()}, indent=2)
+        )
+        (folder / "report.md").write_text(_markdown(tables, question, run, data, config.data.split))
+    return tables
+
+
+def intensity(dataset: Dataset) -> npt.NDArray[np.float32]:
+    """[N, 2 · C]: mean and standard deviation of each channel's raw pixels."""
+    rows = []
+    for sample in range(len(dataset)):
+        pixels = dataset[sample].astype(np.float64)
+        rows.append(np.concatenate([pixels.mean(axis=(1, 2)), pixels.std(axis=(1, 2))]))
+    return np.array(rows, dtype=np.float32)
+
+
+def _labels(metadata: pa.Table, question: Question) -> tuple[Labels, npt.NDArray[np.float64] | None, list[str] | None]:
+    """A class for each row ("" where it has none), and for binned labels the numbers and the classes in order."""
+    if not question.bins:
+        return _strings(metadata, question.label), None, None
+    column = _column(metadata, question.label)
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise ConfigError(f"label {question.label!r} is no number, so it cannot be cut into bins")
+    numbers = np.array([np.nan if value is None else float(value) for value in column.to_pylist()])
+    order = [f"{low:g}-{high:g}" for low, high in question.bins]
+    labels = np.full(len(numbers), "", dtype=f"<U{max(map(len, order))}")
+    for (low, high), name in zip(question.bins, order, strict=True):
+        labels[(numbers >= low) & (numbers <= high)] = name
+    return labels, numbers, order
+
+
+def _strings(metadata: pa.Table, name: str) -> Labels:
+    return np.array(["" if value is None else str(value) for value in _column(metadata, name).to_pylist()])
+
+
+def _column(metadata: pa.Table, name: str) -> pa.ChunkedArray:
+    if name not in metadata.column_names:
+        raise ConfigError(f"the embeddings have no column {name!r}; {nearest(name, metadata.column_names)}")
+    return metadata[name]
+
+
+def _tables(scores: dict[str, Score], question: Question, folds: str, taken: int, total: int) -> str:
+    ordinal = scores[TRAINED].spearman is not None
+    lines = [
+        f"label: {question.label}, {taken} of {total} samples; folds by {question.group}: {folds}",
+        "",
+        "| | balanced accuracy | macro F1 |" + (" Spearman per well |" if ordinal else ""),
+        "|---|---|---|" + ("---|" if ordinal else ""),
+    ]
+    for name, found in scores.items():
+        rank = "" if not ordinal else f" {found.spearman:.2f} |" if found.spearman is not None else " |"
+        lines.append(f"| {name} | {found.balanced_accuracy:.3f} | {found.macro_f1:.3f} |{rank}")
+    lines += ["", "| class | precision | recall | F1 | support |", "|---|---|---|---|---|"]
+    for name, row in scores[TRAINED].report.items():
+        if isinstance(row, dict):
+            figures = [f"{row[key]:.3f}" for key in ("precision", "recall", "f1-score")]
+            lines.append(f"| {name} | {' | '.join(figures)} | {row['support']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(tables: str, question: Question, run: Path, data: Path, split: str | None) -> str:
+    seen = "all samples" if split is None else f"split {split!r}"
+    return (
+        f"# {question.label} from the embeddings of {run.name}\n\n"
+        f"A balanced random forest of 300 trees, out-of-fold predictions; run `{run.name}`, data `{data.name}`. "
+        f"The autoencoder was trained without labels on {seen} of its dataset.\n\n{tables}\n"
+        "The per-class table is that of the trained embedding; those of the others are in `metrics.json`.\n\n"
+        "![UMAP](umap.png)\n\n![Input and reconstruction](reconstruction.png)\n"
+    )
+
+
+def _reconstructions(dataset: Dataset, model: Any, config: Any, info: Any, out: Path, show: int = 4) -> None:
+    picked = np.zeros(len(dataset), dtype=bool)
+    picked[np.linspace(0, len(dataset) - 1, show).round().astype(int)] = True
+    chosen = dataset.select(picked)
+    device = next(model.parameters()).device
+    batch = next(iter(evaluation_loader(chosen, config, info, len(chosen), device)))
+    with torch.inference_mode():
+        pairs = side_by_side(batch.images, model(batch.images).reconstruction)[0]
+    wells = [f"{row['plate']} {row['well']}" for row in chosen.table.select(["plate", "well"]).to_pylist()]
+    reconstruction_picture(pairs.numpy(), info.channels, wells, out)
