@@ -6,6 +6,7 @@ It is the fastest to read, and WebDataset, DALI and NumPy all read it without ou
 
 import functools
 import io
+import tokenize
 from typing import Literal, get_args
 
 import numpy as np
@@ -37,7 +38,7 @@ def decode(payload: memoryview) -> Pixels:
         start = 10 + int.from_bytes(payload[8:10], "little")
         shape, dtype = _header(bytes(payload[:start]))
         return np.frombuffer(payload, dtype, offset=start).reshape(shape)
-    except (ValueError, SyntaxError, IndexError) as error:
+    except (ValueError, SyntaxError, IndexError, tokenize.TokenError) as error:
         raise SampleError(f"not a whole npy array of pixels: {error}") from error
 
 

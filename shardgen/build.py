@@ -6,6 +6,7 @@ It can be killed at any moment and run again: finished shards of the same plan a
 import contextlib
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -113,6 +114,14 @@ _done: Any = None
 def _share(done: Any) -> None:
     global _done
     _done = done
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed build leaves no process behind that would write beside the next one."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _write_shard_counting(

@@ -1,9 +1,11 @@
 """The command `shardgen`: a thin parser over plain functions. Progress and errors on stderr, results on stdout."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from tqdm import tqdm
 
 import bie_stream
 from bie_stream.errors import SourceError, one_line_errors
@@ -100,7 +102,7 @@ def verify(dataset: Folder) -> None:
         faults = 0
         for fault in run_verify(dataset):
             faults += 1
-            typer.echo(f"fault: {fault}", err=True)
+            tqdm.write(f"fault: {fault}", file=sys.stderr)  # above the bar, not behind it
         if faults:
             raise bie_stream.DatasetError(f"{dataset} has {faults} faults")
         typer.echo(f"{dataset}: sound")

@@ -1,19 +1,23 @@
 """Is a dataset what its manifest says? Every byte is read; each fault is one line."""
 
 import hashlib
+import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from bie_stream import codecs
 from bie_stream.errors import DatasetError, SampleError
-from bie_stream.shards import REJECTS, Manifest, ShardEntry, crc32c, read_manifest, read_table, tar_path
+from bie_stream.shards import REJECTS, SAMPLE_COLUMNS, Manifest, ShardEntry, crc32c, read_manifest, read_table, tar_path
 from bie_stream.store import LocalStore
+
+_OF_PAYLOAD = ("offset", "size", "crc32c")  # what only the table knows of a sample
 
 
 def verify(root: Path) -> Iterator[str]:
@@ -33,9 +37,11 @@ def verify(root: Path) -> Iterator[str]:
             bar.update(shard.bytes)
     try:
         table = read_table(root, manifest)
-    except DatasetError as error:
+    except (DatasetError, pa.ArrowInvalid) as error:
         yield str(error)
         return
+    if not set(SAMPLE_COLUMNS.names) <= set(table.column_names):
+        return  # told above
     if len(table) != manifest.samples:
         yield f"the tables have {len(table)} samples, the manifest says {manifest.samples}"
     doubled = [key for key, times in Counter(table["key"].to_pylist()).items() if times > 1]
@@ -83,6 +89,10 @@ def _shard(root: Path, shard: ShardEntry, manifest: Manifest) -> Iterator[str]:
     lines = index.read_text().splitlines() if index.exists() else []
     if lines[:1] != [f"v1.2 {len(table)}"] or len(lines) != len(table) + 1:
         yield f"index {index} does not list the {len(table)} samples of its table"
+    if table.column_names != [*SAMPLE_COLUMNS.names, *manifest.labels]:
+        table_path = path.with_suffix(".parquet")
+        yield f"table {table_path} has other columns than the manifest says: {', '.join(table.column_names)}"
+        return
     store = LocalStore([path])
     for row in table.to_pylist():
         yield from _sample(store, row, manifest, members, path)
@@ -96,6 +106,13 @@ def _sample(
     if members is not None and members.get(f"{key}.{manifest.codec}") != (offset, size):
         yield f"{where}: the table says {size} bytes at {offset}, the tar has {members.get(f'{key}.{manifest.codec}')}"
     try:
+        if members is not None and f"{key}.json" in members:
+            about = {name: value for name, value in row.items() if value is not None and name not in _OF_PAYLOAD}
+            if (
+                bytes(store.read(0, *members[f"{key}.json"]))
+                != json.dumps(about, sort_keys=True, ensure_ascii=False).encode()
+            ):
+                yield f"{where}: the table's row is not what the tar says of it"
         payload = store.read(0, offset, size)
         if crc32c(payload) != row["crc32c"]:
             yield f"{where}: its bytes have changed (crc32c)"

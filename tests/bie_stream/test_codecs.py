@@ -72,6 +72,7 @@ def test_objects_are_never_unpickled() -> None:
         codecs.decode(memoryview(file.getvalue()))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of numpy, about old headers
 def test_a_damaged_header_gives_pixels_or_a_sample_error_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     whole = codecs.encode(_image())

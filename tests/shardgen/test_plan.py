@@ -18,7 +18,8 @@ def archive(wells: int = 6, fields: int = 2, plates: int = 2) -> Archive:
         for p in range(plates) for w in range(1, wells + 1) for f in range(1, fields + 1)
     )  # fmt: skip
     return Archive(
-        root=Path("/nowhere"), study="s", source="/nowhere", channels=(Channel(name="a"), Channel(name="b")), fields=found,
+        root=Path("/nowhere"), study="s", source="/nowhere", channels=(Channel(name="a"), Channel(name="b")),
+        fields=found,
         labels={(f.plate, f.well): {"drug": f"d{int(f.well[1:]) % 3}"} for f in found},
     )  # fmt: skip
 
@@ -38,7 +39,8 @@ def test_every_option_and_every_fact_of_the_archive_changes_the_hash() -> None:
     ]  # fmt: skip
     hashes = [make_plan(base, options, "uint8", (20, 30)).sha256 for options in option_sets]
     changed = [
-        replace(base, study="t"), replace(base, licence="CC0"), replace(base, citation="c"), replace(base, pixel_size_um=1.0),
+        replace(base, study="t"), replace(base, licence="CC0"), replace(base, citation="c"),
+        replace(base, pixel_size_um=1.0),
         replace(base, fields=base.fields[1:]), replace(base, channels=(Channel(name="a"), Channel(name="c"))),
         replace(base, labels={well: {"drug": "other"} for well in base.labels}), replace(base, labels={}),
     ]  # fmt: skip
@@ -122,7 +124,7 @@ def test_shards_hold_all_fields_in_order_and_no_more_than_asked() -> None:
 def test_options_that_do_not_fit_the_archive_are_refused() -> None:
     with pytest.raises(SourceError, match="tile 21 is larger"):
         make_plan(archive(), Options(tile=21), "uint8", (20, 30))
-    with pytest.raises(SourceError, match="split_by 'dose'.*drug"):
+    with pytest.raises(SourceError, match=r"split_by 'dose'.*drug"):
         make_plan(archive(), Options(split_by="dose"), "uint8", (20, 30))
     with pytest.raises(ValueError, match="add up to 1"):
         Options(splits={"train": 0.5, "val": 0.4})

@@ -89,12 +89,9 @@ def majority(labels: Labels, folds: Folds) -> npt.NDArray[np.float64]:
     return probabilities
 
 
-def permute_by_group(labels: Labels, groups: Labels, seed: int = 0) -> Labels:
-    """Labels dealt anew among groups: what is left is what a classifier makes of chance and of the groups' sizes.
-
-    Whole (group, label) blocks change their label; a sample never keeps one that its neighbours lost.
-    """
-    blocks, inverse = np.unique(np.stack([groups, labels], axis=1), axis=0, return_inverse=True)
+def permute_by_well(labels: Labels, wells: Labels, seed: int = 0) -> Labels:
+    """Labels dealt anew among wells, each well whole: learned and scored on these, what is left is chance."""
+    blocks, inverse = np.unique(np.stack([wells, labels], axis=1), axis=0, return_inverse=True)
     dealt = np.random.default_rng(seed).permutation(blocks[:, 1])
     shuffled: Labels = dealt[inverse.ravel()]
     return shuffled

@@ -21,7 +21,7 @@ from bie_stream.errors import ConfigError, nearest
 from train.checkpoint import load_model
 from train.evaluate.embed import evaluation_loader, features_of, read_embeddings
 from train.evaluate.figures import reconstruction_picture, umap_picture
-from train.evaluate.probe import Labels, Score, forest, majority, make_folds, permute_by_group, score
+from train.evaluate.probe import Labels, Score, forest, majority, make_folds, permute_by_well, score
 from train.models import build
 from train.monitor import side_by_side
 
@@ -78,10 +78,11 @@ def evaluate(embeddings: Path, out: Path, question: Question, run: Path | None =
         RANDOM: forest(of_random(untrained.embed), labels, folds),
         BACKBONE: forest(of_random(lambda x: untrained.features(x).mean(dim=(2, 3))), labels, folds),
         INTENSITY: forest(intensity(dataset), labels, folds),
-        PERMUTED: forest(features, permute_by_group(labels, groups), folds),
         MAJORITY: majority(labels, folds),
     }
     scores = {name: score(found, labels, wells, numbers, order) for name, found in probabilities.items()}
+    permuted = permute_by_well(labels, wells)
+    scores[PERMUTED] = score(forest(features, permuted, folds), permuted, wells)
     tables = _tables(scores, question, folds.description, int(taken.sum()), len(taken))
     with atomic_folder(out) as folder:
         umap_picture(features, labels, f"UMAP of the trained embedding, by {question.label}", folder / "umap.png")

@@ -1,0 +1,346 @@
+"""The loader's promises, on the native back end and on DALI's CPU back end.
+
+Native and DALI agree bit for bit without normalisation and with the dataset's; per-image normalisation sums in
+another order, and agrees to 2e-5 standard deviations.
+"""
+
+import importlib.util
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+import bie_stream
+from bie_stream import Augment, Batch, Dataset, DatasetError, Loader
+from bie_stream.normalise import Normalise, normalisation
+from bie_stream.shards import tar_path
+
+WriteDataset = Callable[[Sequence[npt.NDArray[np.generic]]], Path]
+
+needs_dali = pytest.mark.skipif(importlib.util.find_spec("nvidia.dali") is None, reason="DALI is not installed")
+BACKENDS = ["native", pytest.param("dali", marks=needs_dali)]
+AUGMENTS = [
+    Augment(), Augment(flip=False), Augment(quarter_turn=False), Augment(crop_anywhere=False, flip=False),
+]  # fmt: skip
+
+
+@pytest.fixture
+def plates(plate_dataset: Path) -> Dataset:
+    return bie_stream.open(plate_dataset)
+
+
+def _images(batches: Sequence[Batch]) -> npt.NDArray[np.float32]:
+    return torch.cat([batch.images for batch in batches]).numpy()
+
+
+def _ids(batches: Sequence[Batch]) -> list[int]:
+    return [int(sample) for batch in batches for sample in batch.ids[batch.valid]]
+
+
+def _damage(root: Path, *samples: int) -> None:
+    rows = bie_stream.open(root).table.to_pylist()
+    for sample in samples:
+        with tar_path(root, f"{rows[sample]['shard']:06d}").open("rb+") as file:
+            file.seek(rows[sample]["offset"] + 200)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 255]))
+
+
+def _symmetries(image: npt.NDArray[np.generic]) -> list[npt.NDArray[np.generic]]:
+    """The image [C, Y, X] as seen in each of the eight symmetries of the square."""
+    return [np.rot90(seen, k, axes=(1, 2)) for seen in (image, image[:, :, ::-1]) for k in range(4)]
+
+
+def _places(view: npt.NDArray[np.float32], sample: npt.NDArray[np.generic]) -> list[tuple[int, int]]:
+    """Every corner at which one of the symmetries of the view is cut out of the sample."""
+    side = view.shape[-1]
+    found = []
+    for seen in _symmetries(view):
+        tops, lefts = (limit - side + 1 for limit in sample.shape[1:])
+        corners = np.argwhere(sample[0, :tops, :lefts] == seen[0, 0, 0])
+        for top, left in corners:
+            if np.array_equal(sample[:, top : top + side, left : left + side], seen):
+                found.append((int(top), int(left)))
+    return found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_training_image_is_a_turned_crop_of_its_own_sample(plates: Dataset, backend: Any) -> None:
+    loader = Loader(plates, batch_size=5, crop=48, normalise="none", backend=backend, threads=2)
+    places = []
+    for batch in loader:
+        for image, sample in zip(batch.images.numpy(), batch.ids.tolist(), strict=True):
+            (place,) = _places(image, plates[sample])
+            places.append(place)
+    assert len(places) == 10
+    assert len(set(places)) > 5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_evaluation_image_is_the_centre_of_its_sample(plates: Dataset, backend: Any) -> None:
+    loader = Loader(plates, batch_size=5, crop=49, normalise="none", training=False, backend=backend, threads=2)
+    expected = np.stack([plates[i][:, 7:56, 7:56] for i in range(10)])
+    np.testing.assert_array_equal(_images(list(loader)), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dataset_normalisation_is_the_z_score_of_the_raw_pixels(plates: Dataset, backend: Any) -> None:
+    pixels = np.stack([plates[i] for i in range(10)]).astype(np.float64)
+    expected = (pixels - pixels.mean((0, 2, 3), keepdims=True)) / pixels.std((0, 2, 3), keepdims=True)
+    loader = Loader(plates, batch_size=5, training=False, backend=backend, threads=2)
+    np.testing.assert_allclose(_images(list(loader)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_image_normalisation_is_the_z_score_of_the_crop(plates: Dataset, backend: Any) -> None:
+    pixels = np.stack([plates[i][:, 8:56, 8:56] for i in range(10)]).astype(np.float64)
+    expected = (pixels - pixels.mean((2, 3), keepdims=True)) / pixels.std((2, 3), keepdims=True)
+    loader = Loader(plates, batch_size=5, crop=48, normalise="image", training=False, backend=backend, threads=2)
+    got = _images(list(loader))
+    scale = pixels.std((2, 3)) / pixels.std((0, 2, 3))  # in units of the dataset's deviation
+    tolerance = (1e-4 / scale**2 * 10).clip(1e-3)[:, :, None, None]  # what the variance floor may change
+    assert (np.abs(got - expected) <= tolerance).all()
+
+
+@needs_dali
+@pytest.mark.parametrize("augment", AUGMENTS, ids=lambda augment: "-".join(str(int(on)) for on in astuple(augment)))
+@pytest.mark.parametrize(("normalise", "tolerance"), [("none", 0), ("dataset", 0), ("image", 2e-5)])
+def test_native_and_dali_give_the_same_images(
+    plate_dataset: Path, normalise: Normalise, tolerance: float, augment: Augment
+) -> None:
+    plates = bie_stream.open(plate_dataset, channels=["Actin", "DNA"])
+    asked: dict[str, Any] = {"crop": 48, "normalise": normalise, "augment": augment, "seed": 5, "threads": 2}
+    native, dali = (list(Loader(plates, 2, backend=backend, **asked)) for backend in ("native", "dali"))
+    assert _ids(native) == _ids(dali)
+    assert _images(native).shape == (10, 2, 48, 48)
+    np.testing.assert_allclose(_images(dali), _images(native), rtol=0, atol=tolerance)
+
+
+@needs_dali
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_native_and_dali_agree_on_samples_of_any_shape_and_dtype(
+    write_dataset: WriteDataset, dtype: str, training: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(2, 20, 40), (2, 40, 20), (2, 17, 17), (2, 64, 16), (2, 16, 16)]
+    dataset = bie_stream.open(write_dataset([(rng.random(shape) * 255).astype(dtype) for shape in shapes]))
+    native, dali = (
+        list(Loader(dataset, 2, crop=16, training=training, backend=backend, threads=2))
+        for backend in ("native", "dali")
+    )
+    assert len(native) == (2 if training else 3)
+    np.testing.assert_array_equal(_images(dali), _images(native))
+
+
+@pytest.mark.parametrize("prefetch_batches", [0, 1, 2, 20])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threads_and_batches_ahead_change_nothing(plates: Dataset, backend: Any, prefetch_batches: int) -> None:
+    plain = list(Loader(plates, 2, crop=32, backend="native", threads=1, prefetch_batches=0))
+    batches = list(Loader(plates, 2, crop=32, backend=backend, threads=3, prefetch_batches=prefetch_batches))
+    assert _ids(batches) == _ids(plain)
+    np.testing.assert_array_equal(_images(batches), _images(plain))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_each_sample_comes_once_an_epoch_and_in_another_order_the_next(plates: Dataset, world_size: int) -> None:
+    loaders = [Loader(plates, 2, crop=32, rank=rank, world_size=world_size) for rank in range(world_size)]
+    epochs = [[sample for loader in loaders for sample in _ids(list(loader))] for _ in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_a_partial_batch_is_left_out_of_training(plates: Dataset) -> None:
+    loader = Loader(plates, 4, crop=32)
+    ids = _ids(list(loader))
+    assert loader.steps_per_epoch == 2
+    assert len(ids) == len(set(ids)) == 8
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_rank_has_the_same_number_of_steps(plates: Dataset, world_size: int, training: bool) -> None:
+    loaders = [Loader(plates, 4, training=training, rank=rank, world_size=world_size) for rank in range(world_size)]
+    batches = [list(loader) for loader in loaders]
+    assert {len(of_rank) for of_rank in batches} == {loader.steps_per_epoch for loader in loaders}
+    assert {tuple(batch.images.shape) for of_rank in batches for batch in of_rank} == {(4 // world_size, 3, 64, 64)}
+    ids = [sample for of_rank in batches for sample in _ids(of_rank)]
+    assert len(ids) == len(set(ids)) == (8 if training else 10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_evaluation_comes_in_order_and_fills_up_with_rows_that_are_not_valid(plates: Dataset, backend: Any) -> None:
+    batches = list(Loader(plates, 4, training=False, backend=backend, threads=2))
+    assert _ids(batches) == list(range(10))
+    assert [batch.valid.tolist() for batch in batches] == [[True] * 4, [True] * 4, [True, True, False, False]]
+    assert {tuple(batch.images.shape) for batch in batches} == {(4, 3, 64, 64)}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"threads": 1}, {"threads": 3, "prefetch_batches": 0}, pytest.param({"backend": "dali"}, marks=needs_dali)],
+)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_resumed_run_goes_on_exactly_under_any_world_size_threads_and_back_end(
+    plates: Dataset, world_size: int, other: dict[str, Any]
+) -> None:
+    straight = Loader(plates, 2, crop=48, seed=8, backend="native")
+    whole = [batch for _ in range(3) for batch in straight]
+
+    stopped = Loader(plates, 2, crop=48, seed=8, backend="native")
+    for _ in stopped:
+        pass
+    for _, _batch in zip(range(2), stopped, strict=False):
+        state = stopped.state_dict()
+    assert state == {"seed": 8, "epoch": 1, "consumed": 4}
+
+    ranks = [Loader(plates, 2, crop=48, rank=rank, world_size=world_size, **other) for rank in range(world_size)]
+    for loader in ranks:
+        loader.load_state_dict(state)
+    rest = [list(step) for _ in range(2) for step in zip(*ranks, strict=True)]
+    assert len(rest) == len(whole[7:]) == 8
+    for parts, batch in zip(rest, whole[7:], strict=True):
+        assert _ids(parts) == batch.ids.tolist()
+        np.testing.assert_array_equal(_images(parts), batch.images.numpy())
+
+
+def test_a_loop_that_was_left_goes_on_with_the_rest_of_the_epoch(plates: Dataset) -> None:
+    loader = Loader(plates, 2, crop=32)
+    seen = []
+    for batch in loader:
+        seen.append(batch)
+        if len(seen) == 2:
+            break
+    seen += list(loader)
+    assert sorted(_ids(seen)) == list(range(10))
+    assert loader.state_dict() == {"seed": 0, "epoch": 1, "consumed": 0}
+
+
+def test_a_state_taken_after_the_last_batch_leads_to_the_next_epoch(plates: Dataset) -> None:
+    loader = Loader(plates, 4, crop=32)
+    states = [loader.state_dict() for _ in loader]
+    assert states[-1] == {"seed": 0, "epoch": 0, "consumed": 8}
+    resumed = Loader(plates, 4, crop=32, seed=99)
+    resumed.load_state_dict(states[-1])
+    assert resumed.state_dict() == {"seed": 0, "epoch": 1, "consumed": 0}
+    assert _ids(list(resumed)) == _ids(list(loader))
+
+
+def test_a_state_of_another_batch_size_is_refused(plates: Dataset) -> None:
+    with pytest.raises(DatasetError, match="resume with the batch_size it was saved with"):
+        Loader(plates, 4).load_state_dict({"seed": 0, "epoch": 0, "consumed": 6})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bad_sample_is_replaced_counted_and_reported_in_training(
+    own_plate_dataset: Path, plates: Dataset, backend: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    _damage(own_plate_dataset, 3)
+    asked: dict[str, Any] = {"crop": 48, "backend": backend, "threads": 2}
+    loader = Loader(bie_stream.open(own_plate_dataset), 5, max_bad_fraction=0.1, **asked)
+    epochs = [list(loader) for _ in range(2)]
+    for batches in epochs:
+        assert Counter(_ids(batches)) == Counter([0, 1, 2, 4, 4, 5, 6, 7, 8, 9])
+        assert all(batch.valid.all() for batch in batches)
+    assert list(loader.report()["bad_samples"]) == [3]
+    assert [record.levelname for record in caplog.records if "sample left out" in record.message] == ["WARNING"]
+    # All others are as they would have been.
+    sound = list(Loader(plates, 5, **asked))
+    keep = np.array(_ids(sound)) != 3
+    np.testing.assert_array_equal(np.array(_ids(epochs[0]))[keep], np.array(_ids(sound))[keep])
+    np.testing.assert_array_equal(_images(epochs[0])[keep], _images(sound)[keep])
+
+
+@pytest.mark.parametrize(("damaged", "allowed"), [((3,), 0.01), ((3, 4), 0.1)])
+def test_one_bad_sample_past_the_budget_stops_training(
+    own_plate_dataset: Path, damaged: tuple[int, ...], allowed: float
+) -> None:
+    _damage(own_plate_dataset, *damaged)
+    loader = Loader(bie_stream.open(own_plate_dataset), 5, max_bad_fraction=allowed)
+    with pytest.raises(DatasetError, match=f"{len(damaged)} unreadable samples, at most {len(damaged) - 1} of 10"):
+        list(loader)
+
+
+def test_a_dataset_without_a_readable_sample_ends_with_an_error_under_any_budget(own_plate_dataset: Path) -> None:
+    _damage(own_plate_dataset, *range(10))
+    with pytest.raises((DatasetError, bie_stream.SampleError)):
+        list(Loader(bie_stream.open(own_plate_dataset), 5, max_bad_fraction=0.9))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_evaluation_tolerates_no_bad_sample(own_plate_dataset: Path, backend: Any) -> None:
+    _damage(own_plate_dataset, 3)
+    loader = Loader(
+        bie_stream.open(own_plate_dataset), 5, training=False, max_bad_fraction=0.5, backend=backend, threads=2
+    )
+    with pytest.raises(DatasetError, match="1 unreadable samples, at most 0 of 10"):
+        list(loader)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_images_come_in_the_dtype_asked(plates: Dataset, backend: Any) -> None:
+    asked: dict[str, Any] = {"crop": 32, "backend": backend, "threads": 2}
+    half = list(Loader(plates, 5, dtype=torch.bfloat16, **asked))
+    full = list(Loader(plates, 5, **asked))
+    assert {batch.images.dtype for batch in half} == {torch.bfloat16}
+    assert {batch.images.dtype for batch in full} == {torch.float32}
+    for one, other in zip(half, full, strict=True):
+        assert torch.equal(one.images, other.images.to(torch.bfloat16))
+
+
+def test_a_batch_stays_as_it_was_when_the_next_ones_come(plates: Dataset) -> None:
+    loader = Loader(plates, 2, crop=32)
+    kept = [(batch.images, batch.images.clone()) for batch in loader]
+    assert all(torch.equal(now, then) for now, then in kept)
+
+
+def test_numbers_of_a_training_set_can_be_brought_along(plates: Dataset) -> None:
+    small = plates.select(np.arange(10) < 4)
+    own = normalisation("dataset", plates.channels, plates.statistics)
+    by_number = list(Loader(small, 4, normalise=own, training=False))
+    by_name = list(Loader(plates, 4, training=False))[:1]
+    np.testing.assert_array_equal(_images(by_number), _images(by_name))
+
+
+def test_the_report_counts_batches_and_bytes(plates: Dataset) -> None:
+    loader = Loader(plates, 5, crop=32)
+    list(loader)
+    report = loader.report()
+    assert (report["batches"], report["payload_bytes"]) == (2, 10 * (128 + 3 * 64 * 64 * 2))
+    assert report["wait_s"] > 0
+    assert report["bad_samples"] == {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"batch_size": 5, "world_size": 2}, "must be a multiple of world_size 2"),
+        ({"batch_size": 4, "world_size": 2, "rank": 2}, "with rank 2 below it"),
+        ({"batch_size": 11}, "10 samples do not fill one batch of 11"),
+        ({"batch_size": 2, "crop": 65}, "crop 65 does not fit samples of 64 x 64 pixels"),
+        ({"batch_size": 2, "crop": 0}, "crop 0 does not fit"),
+    ],
+)
+def test_what_cannot_be_given_is_refused_at_once(plates: Dataset, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(DatasetError, match=message) as caught:
+        Loader(plates, **asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_samples_must_have_one_shape_and_be_square_for_quarter_turns(write_dataset: WriteDataset) -> None:
+    rng = np.random.default_rng(0)
+    oblong = bie_stream.open(write_dataset([rng.random((1, 8, 12), np.float32) for _ in range(2)]))
+    with pytest.raises(DatasetError, match="quarter turns need square images"):
+        Loader(oblong, 2)
+    assert Loader(oblong, 2, augment=Augment(quarter_turn=False)).image_shape == (1, 8, 12)
+    assert Loader(oblong, 2, training=False).image_shape == (1, 8, 12)
+    mixed = bie_stream.open(write_dataset([rng.random((1, 8, side), np.float32) for side in (8, 12)]))
+    with pytest.raises(DatasetError, match="give one crop for all"):
+        Loader(mixed, 2, training=False)

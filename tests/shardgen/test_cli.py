@@ -1,0 +1,153 @@
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from typer.testing import CliRunner
+
+from shardgen.cli import app
+
+PATTERN = "{well}_s{field}_w{channel}.tif"
+Shardgen = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def empty(raw: Path) -> list[str]:
+    for file in raw.iterdir():
+        file.unlink()
+    return []
+
+
+def mismatched(raw: Path) -> list[str]:
+    return ["--pattern", "{plate}-{well}.tif"]
+
+
+def lacking(raw: Path) -> list[str]:
+    (raw.parent / "wells.csv").write_text("well,x\nA1,1\n")
+    return ["--labels", str(raw.parent / "wells.csv")]
+
+
+def doubled(raw: Path) -> list[str]:
+    with (raw.parent / "wells.csv").open("a") as file:
+        file.write("A01,taxol,2\n")
+    return ["--labels", str(raw.parent / "wells.csv")]
+
+
+def truncated(raw: Path) -> list[str]:
+    file = raw / "B02_s1_w2.tif"
+    file.write_bytes(file.read_bytes()[:-50])
+    return []
+
+
+def of_other_shape(raw: Path) -> list[str]:
+    tifffile.imwrite(raw / "B02_s1_w2.tif", np.zeros((12, 17), np.uint16), metadata=None)
+    return []
+
+
+def of_other_dtype(raw: Path) -> list[str]:
+    tifffile.imwrite(raw / "B02_s1_w2.tif", np.zeros((12, 16), np.uint8), metadata=None)
+    return []
+
+
+def unknown_channel(raw: Path) -> list[str]:
+    return ["--channels", "1=DNA,7=Actin"]
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], out: Path, said: str) -> None:
+    lines = [line for line in result.stderr.replace("\r", "\n").splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, result.stderr
+    assert said in lines[0]
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert not (out / "dataset.json").exists()
+    assert list(out.rglob("*.partial")) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (empty, "holds no TIFF"), (mismatched, "matches none of 20"), (lacking, "lacks 4 of 5 wells"),
+        (doubled, "twice"), (truncated, "B02_s1_w2.tif is damaged"), (of_other_shape, "(12, 17)"),
+        (of_other_dtype, "uint8"), (unknown_channel, "no file has channel '7'"),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_with_one_line_and_leaves_no_dataset(
+    tmp_path: Path, raw: Path, shardgen: Shardgen, spoil: Callable[[Path], list[str]], said: str
+) -> None:
+    out = tmp_path / "out"
+    more = spoil(raw)
+    assert_refused(shardgen("build", raw, "--pattern", PATTERN, "--workers", 1, "--out", out, *more), out, said)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_ends_a_build_with_one_line(
+    tmp_path: Path, small_disk: Path, write_archive: Callable[..., object], shardgen: Shardgen
+) -> None:
+    write_archive(tmp_path / "raw", shape=(256, 256))
+    out = small_disk / "out"
+    assert_refused(
+        shardgen("build", tmp_path / "raw", "--pattern", PATTERN, "--workers", 1, "--out", out), out, "No space left"
+    )
+
+
+def ran(*arguments: object) -> str:
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_list_names_the_studies() -> None:
+    assert "demo" in ran("list")
+
+
+def test_a_plan_tells_what_would_be_built_and_writes_nothing(raw: Path) -> None:
+    before = sorted(raw.parent.rglob("*"))
+    said = dict(
+        line.split(None, 1) for line in ran("plan", raw, "--pattern", PATTERN).splitlines() if len(line.split()) == 2
+    )
+    assert (said["fields"], said["planes"], said["samples"]) == ("10", "20", "10")
+    assert said["payload_bytes"] == str(20 * 12 * 16 * 2)
+    assert sorted(raw.parent.rglob("*")) == before
+
+
+def test_a_built_dataset_can_be_described_and_looked_at(tmp_path: Path, raw: Path) -> None:
+    out = tmp_path / "out"
+    ran(
+        "build",
+        raw,
+        "--pattern",
+        PATTERN,
+        "--channels",
+        "2=Actin,1=DNA",
+        "--licence",
+        "CC0",
+        "--workers",
+        1,
+        "--out",
+        out,
+    )
+    assert "CC0" in ran("info", out)
+    assert "Actin" in ran("info", out)
+    assert json.loads(ran("info", out, "--json")) == json.loads((out / "dataset.json").read_text())
+    ran("preview", out, "--out", tmp_path / "sheet.png", "--rows", 3)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert (sheet.format, sheet.size) == ("PNG", (2 * (160 + 4) + 4, 3 * (160 + 4 + 14) + 14 + 4))

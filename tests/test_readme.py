@@ -1,0 +1,88 @@
+"""Every command of the README runs, in order, in one shell session's folder; only sizes are made small."""
+
+import csv
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tifffile
+from command_line import CPU, ROOT
+
+from bie_stream import synth
+
+README = (ROOT / "README.md").read_text()
+# What makes a command fit for a test: fewer steps, smaller images. Nothing else is changed.
+SMALL = [
+    "data.batch_size=4", "data.crop=64", "model.codes=16", "model.latent_dim=8", "model.decoder_width=8",
+    "training.steps=2", "training.log_every=1", "training.image_every=2", "training.checkpoint_every=2",
+    "schedule.warmup_steps=1",
+]  # fmt: skip
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the code and a small plate in the file layout of idr0093: Yokogawa names, annotation by well."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("train", "train.py"):
+        (folder / name).symlink_to(ROOT / name)
+    raw = folder / "raw" / "idr0093"
+    raw.mkdir(parents=True)
+    plate = synth.Plate(name="Plate-1", wells_per_phenotype=5, fields=1, size=64)
+    with (folder / "raw" / "idr0093-screenA-annotation.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["Plate", "Well", "Gene Symbol", "Control Type"])
+        for well, phenotype in synth.layout(plate).items():
+            rows.writerow([plate.name, well, phenotype, ""])
+            for channel, plane in enumerate(synth.render(plate, well, phenotype, 1), start=1):
+                name = f"{plate.name}_{well[0]}{int(well[1:]):02d}_T0001F001L01A{channel:02d}Z01C{channel:02d}.tif"
+                tifffile.imwrite(raw / name, plane)
+    return folder
+
+
+def run(words: list[str], folder: Path) -> None:
+    scripts = str(Path(sys.executable).parent)
+    environment = {**CPU, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "LOCAL_SIZE": "1"}
+    done = subprocess.run(words, cwd=folder, env=environment, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_shell_command_of_the_readme_runs(checkout: Path) -> None:
+    (block,) = blocks("bash")
+    for line in block.splitlines():
+        words = shlex.split(line)
+        if words[0] == "deepspeed":
+            words[1:1] = ["--master_port", "29621"]
+            words += [word for setting in SMALL for word in ("--set", setting)]
+        if words[0] == "python":
+            words[0] = sys.executable
+        run(words, checkout)
+    for made in ("idr0093.png", "runs/idr0093.parquet", "runs/idr0093_report/report.md"):
+        assert (checkout / made).stat().st_size > 100
+
+
+def test_the_python_of_the_readme_runs(checkout: Path) -> None:
+    (block,) = blocks("python")
+    assert (checkout / "shards" / "idr0093" / "dataset.json").exists(), "the shell commands come first"
+    run([sys.executable, "-c", block], checkout)
+
+
+def test_the_two_make_commands_are_targets_of_the_makefile() -> None:
+    assert shutil.which("make")
+    for target in ("demo", "test"):
+        assert f"make {target}" in README
+        assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_every_folder_that_the_readme_names_is_there() -> None:
+    named = re.findall(r"^\| `(\w+)/`", README, re.MULTILINE)
+    assert sorted(named) == ["bench", "bie_stream", "shardgen", "tests", "train"]
+    assert all((ROOT / name).is_dir() for name in named)

@@ -1,0 +1,21 @@
+"""A tiny plate on disk."""
+
+from pathlib import Path
+
+import pytest
+
+from bie_stream import synth
+from shardgen.build import build
+from shardgen.convert import probe
+from shardgen.plan import Options, make_plan
+from shardgen.studies import demo
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 samples of 3 x 64 x 64 in 20 wells, 4 of each phenotype."""
+    folder = tmp_path_factory.mktemp("tiny")
+    plate = synth.Plate(wells_per_phenotype=4, fields=1, size=64)
+    archive = demo.find(demo.write(folder / "raw", plate))
+    build(make_plan(archive, Options(), *probe(archive)), folder / "shards", workers=1)
+    return folder / "shards"

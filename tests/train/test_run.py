@@ -1,0 +1,137 @@
+"""`train.py` as a user runs it: processes, resume, errors, then embedding and evaluation of what it wrote."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from command_line import CPU, ROOT, command, write_config
+
+
+def losses(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of one process."""
+    folder = tmp_path_factory.mktemp("run")
+    done = command("train.py", "--config", write_config(folder / "c.yaml", tiny, folder / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "step 12/12" in done.stdout
+    return folder / "run"
+
+
+def test_a_run_killed_and_started_again_has_the_same_losses_to_the_last_bit(
+    run: Path, tiny: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny, tmp_path / "run")
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "--config", str(config)], cwd=ROOT, env=CPU, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 6):
+        assert time.monotonic() < deadline, "the run did not come to step 6"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    again = command("train.py", "--config", config)
+    assert again.returncode == 0, again.stderr
+    assert "trained from step" in again.stdout
+    assert losses(tmp_path / "run") == losses(run)
+
+
+def test_two_processes_of_the_deepspeed_launcher_train_as_one_does(run: Path, tiny: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny, tmp_path / "run")
+    launcher = Path(sys.executable).with_name("deepspeed")
+    done = command(launcher, "--master_port", "29611", "train.py", "--config", config, env={"LOCAL_SIZE": "2"})
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "2 x cpu" in done.stdout
+    one, two = losses(run), losses(tmp_path / "run")
+    assert len(one) == len(two) == 12
+    np.testing.assert_allclose([x["loss"] for x in two], [x["loss"] for x in one], atol=2e-4)
+    np.testing.assert_allclose([x["loss"] for x in two[:4]], [x["loss"] for x in one[:4]], atol=2e-5)
+
+
+def test_a_plain_autoencoder_learns(tiny: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny, tmp_path / "run", kind="ae", steps=24)
+    assert command("train.py", "--config", config).returncode == 0
+    found = [x["loss"] for x in losses(tmp_path / "run")]
+    assert np.mean(found[-4:]) < 0.8 * np.mean(found[:4])
+
+
+def test_tensorboard_holds_losses_speed_perplexity_and_pictures(run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    names = {"loss", "reconstruction", "commitment", "perplexity", "samples_per_s", "data_wait_share", "lr"}
+    assert names <= set(board.Tags()["scalars"])
+    assert [event.step for event in board.Scalars("loss")] == list(range(1, 13))
+    assert "input_and_reconstruction" in board.Tags()["images"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.bach_size=3", "did you mean 'batch_size'"),
+        ("data.channels=[DNAA]", "has no channel 'DNAA'; did you mean 'DNA'"),
+        ("data.path=nowhere", "no dataset at nowhere"),
+        ("data.split=tarin", "did you mean 'train'"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_non_zero_exit(tiny: Path, tmp_path: Path, override: str, said: str) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny, tmp_path / "run")
+    done = command("train.py", "--config", config, "--check", "--set", override)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_configuration_in_the_same_run_directory_is_refused(run: Path, tiny: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny, run)
+    done = command("train.py", "--config", config, "--set", "optimiser.lr=0.5")
+    assert done.returncode == 1
+    assert "holds a run with other settings: optimiser.lr" in done.stderr
+
+
+def test_embedding_twice_is_bit_identical_and_has_a_row_for_every_sample(run: Path, tiny: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        done = command("-m", "train", "embed", "--run", run, "--data", tiny, "--out", tmp_path / f"{name}.parquet")
+        assert done.returncode == 0, done.stderr
+    a, b = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("a", "b"))
+    assert a.equals(b)
+    assert len(a) == 20
+    assert {"Metadata_well", "Metadata_plate", "Metadata_phenotype", "Metadata_split"} <= set(a.column_names)
+    assert [name for name in a.column_names if name.startswith("feature_")] == [f"feature_{i:04d}" for i in range(8)]
+    assert all(np.ptp(a[f"feature_{i:04d}"].to_numpy()) > 0 for i in range(8))
+
+
+def test_the_report_sets_the_embedding_beside_its_baselines(run: Path, tiny: Path, tmp_path: Path) -> None:
+    table, out = tmp_path / "e.parquet", tmp_path / "report"
+    assert command("-m", "train", "embed", "--run", run, "--data", tiny, "--out", table).returncode == 0
+    done = command(
+        "-m", "train", "evaluate", "--embeddings", table, "--label", "phenotype", "--folds", "3", "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((out / "metrics.json").read_text())
+    names = {"trained embedding", "random weights, same encoder", "intensity mean + std", "permuted labels"}
+    assert names < set(metrics)
+    assert metrics["majority class"]["balanced_accuracy"] == pytest.approx(0.2, abs=0.01)
+    assert metrics["trained embedding"]["report"]["control"]["support"] == 4
+    assert "| class | precision | recall | F1 | support |" in done.stdout
+    for name in ("report.md", "umap.png", "reconstruction.png"):
+        assert (out / name).stat().st_size > 500
+    wrong = command("-m", "train", "evaluate", "--embeddings", table, "--label", "phenotpye", "--out", out)
+    assert wrong.returncode == 1
+    assert "did you mean 'phenotype'" in wrong.stderr
