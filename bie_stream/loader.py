@@ -98,7 +98,7 @@ class Loader:
             )
         self._rank, self._world_size = rank, world_size
         self._augment = (augment or Augment()) if training else NO_AUGMENT
-        self._max_bad = int(max_bad_fraction * len(dataset)) if training else 0
+        self._max_bad = min(int(max_bad_fraction * len(dataset)), len(dataset) - 1) if training else 0
         self._bad: dict[int, str] = {}
         self._lock = threading.Lock()
         device = torch.device(device)

