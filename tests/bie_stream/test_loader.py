@@ -157,6 +157,14 @@ def test_each_sample_comes_once_an_epoch_and_in_another_order_the_next(plates: D
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
+def test_a_sample_has_another_view_in_the_next_epoch_and_under_another_seed(plates: Dataset) -> None:
+    loader, other = Loader(plates, 2, crop=32), Loader(plates, 2, crop=32, seed=1)
+    runs = [list(loader), list(loader), list(other)]
+    first, second, reseeded = (_images(run)[np.argsort(_ids(run))] for run in runs)
+    for views in (second, reseeded):
+        assert sum(np.array_equal(one, two) for one, two in zip(first, views, strict=True)) <= 1
+
+
 def test_a_partial_batch_is_left_out_of_training(plates: Dataset) -> None:
     loader = Loader(plates, 4, crop=32)
     ids = _ids(list(loader))
