@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	@echo "== raw plate to shards"
-	shardgen build demo --tile 128 --out shards/demo
+	shardgen build demo --out shards/demo
 	shardgen verify shards/demo
 	shardgen preview shards/demo --out runs/demo/preview.png
 	@echo "== training (about six minutes on 2 CPU cores)"

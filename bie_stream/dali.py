@@ -54,7 +54,7 @@ def _pipeline(settings: Settings, depth: int) -> Pipeline:
     on_gpu = settings.device.type == "cuda"
     height, width = settings.crop
 
-    @pipeline_def(  # type: ignore[untyped-decorator]
+    @pipeline_def(  # type: ignore[untyped-decorator]  # DALI has no types
         batch_size=settings.batch_size,
         num_threads=settings.threads,
         device_id=(settings.device.index or 0) if on_gpu else None,

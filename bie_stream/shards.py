@@ -33,6 +33,7 @@ REJECTS = "rejects.parquet"
 SHARDS = "shards"
 _BLOCK = 512
 _RECORD = 20 * _BLOCK  # tar pads its end to whole records
+_OF_PAYLOAD = ("offset", "size", "crc32c")  # what only the table knows of a sample
 
 SAMPLE_COLUMNS = pa.schema(
     [
@@ -51,7 +52,7 @@ SAMPLE_COLUMNS = pa.schema(
         pa.field("split", pa.string(), nullable=False),
     ]
 )
-REJECT_COLUMNS = pa.schema([(name, pa.string()) for name in ("plate", "well", "field", "file", "reason")])
+REJECT_COLUMNS = pa.schema([(name, pa.string()) for name in ("plate", "well", "field", "reason")])
 
 
 class _Frozen(BaseModel):
@@ -110,6 +111,22 @@ class Manifest(_Frozen):
     plan_sha256: str
 
 
+def describe_sample(row: Mapping[str, Any]) -> bytes:
+    """The `<key>.json` member of a sample: its table row without nulls and without what says where its bytes lie."""
+    about = {name: value for name, value in row.items() if value is not None and name not in _OF_PAYLOAD}
+    return json.dumps(about, sort_keys=True, ensure_ascii=False).encode()
+
+
+def index_head(samples: int) -> str:
+    """The first line of the DALI index of a shard."""
+    return f"v1.2 {samples}"
+
+
+def index_line(codec: Codec, key: str, payload: tuple[int, int], description: tuple[int, int]) -> str:
+    """A sample's line of the DALI index; payload and description as (offset, size) in the tar, bytes."""
+    return f"{codec} {payload[0]} {payload[1]} {key}.{codec} json {description[0]} {description[1]} {key}.json"
+
+
 def tar_path(root: Path, name: str) -> Path:
     """Where a shard's tar lies; its table and index lie beside it."""
     return root / SHARDS / f"{name}.tar"
@@ -144,15 +161,11 @@ class ShardWriter:
 
     def add(self, payload: bytes, row: Mapping[str, Any]) -> None:
         """Adds one sample; `row` is its table row without offset, size and crc32c."""
-        about = {name: value for name, value in row.items() if value is not None}
-        description = json.dumps(about, sort_keys=True, ensure_ascii=False).encode()
+        description = describe_sample(row)
         offset = self._member(f"{row['key']}.{self._codec}", payload)
         aside = self._member(f"{row['key']}.json", description)
         self._rows.append({**row, "offset": offset, "size": len(payload), "crc32c": crc32c(payload)})
-        self._index.append(
-            f"{self._codec} {offset} {len(payload)} {row['key']}.{self._codec} "
-            f"json {aside} {len(description)} {row['key']}.json"
-        )
+        self._index.append(index_line(self._codec, row["key"], (offset, len(payload)), (aside, len(description))))
 
     def _member(self, name: str, data: bytes) -> int:
         header = tarfile.TarInfo(name)
@@ -184,7 +197,7 @@ class ShardWriter:
         table = pa.Table.from_pylist(self._rows, self._schema.with_metadata({"bie_stream": json.dumps(facts)}))
         self._file.flush()
         with atomic_file(self._tar.with_suffix(".idx")) as path:
-            path.write_text("\n".join([f"v1.2 {len(self._index)}", *self._index]) + "\n")
+            path.write_text("\n".join([index_head(len(self._index)), *self._index]) + "\n")
         # The table comes last: a shard is finished when its table stands beside its tar.
         self._tar.with_suffix(".parquet").unlink(missing_ok=True)
         with atomic_file(self._tar):

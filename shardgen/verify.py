@@ -1,7 +1,7 @@
 """Is a dataset what its manifest says? Every byte is read; each fault is one line."""
 
 import hashlib
-import json
+import itertools
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -14,10 +14,20 @@ from tqdm import tqdm
 
 from bie_stream import codecs
 from bie_stream.errors import DatasetError, SampleError
-from bie_stream.shards import REJECTS, SAMPLE_COLUMNS, Manifest, ShardEntry, crc32c, read_manifest, read_table, tar_path
+from bie_stream.shards import (
+    REJECTS,
+    SAMPLE_COLUMNS,
+    Manifest,
+    ShardEntry,
+    crc32c,
+    describe_sample,
+    index_head,
+    index_line,
+    read_manifest,
+    read_table,
+    tar_path,
+)
 from bie_stream.store import LocalStore
-
-_OF_PAYLOAD = ("offset", "size", "crc32c")  # what only the table knows of a sample
 
 
 def verify(root: Path) -> Iterator[str]:
@@ -51,9 +61,17 @@ def verify(root: Path) -> Iterator[str]:
     if {name: splits[name] for name in manifest.splits} != manifest.splits or set(splits) - set(manifest.splits):
         yield f"the tables have splits {dict(splits)}, the manifest says {manifest.splits}"
     yield from _leaks(table.select(["plate", "well", "split"]).to_pylist(), manifest)
-    rejects = root / REJECTS
-    if not rejects.exists() or pq.read_metadata(rejects).num_rows != manifest.rejected:
-        yield f"{rejects} does not list the {manifest.rejected} rejected fields that the manifest counts"
+    yield from _rejects(root / REJECTS, manifest)
+
+
+def _rejects(path: Path, manifest: Manifest) -> Iterator[str]:
+    try:
+        listed = len(pq.read_table(path))
+    except (OSError, pa.ArrowInvalid) as error:
+        yield f"{path} cannot be read: {error}"
+        return
+    if listed != manifest.rejected:
+        yield f"{path} lists {listed} rejected fields, the manifest counts {manifest.rejected}"
 
 
 def _leaks(rows: list[dict[str, str]], manifest: Manifest) -> Iterator[str]:
@@ -86,16 +104,20 @@ def _shard(root: Path, shard: ShardEntry, manifest: Manifest) -> Iterator[str]:
         yield f"shard {path} is not a whole tar: {error}"
         members = None
     index = path.with_suffix(".idx")
-    lines = index.read_text().splitlines() if index.exists() else []
-    if lines[:1] != [f"v1.2 {len(table)}"] or len(lines) != len(table) + 1:
+    lines = index.read_text(errors="replace").splitlines() if index.exists() else []
+    if lines[:1] != [index_head(len(table))] or len(lines) != len(table) + 1:
         yield f"index {index} does not list the {len(table)} samples of its table"
+        lines = []
     if table.column_names != [*SAMPLE_COLUMNS.names, *manifest.labels]:
         table_path = path.with_suffix(".parquet")
         yield f"table {table_path} has other columns than the manifest says: {', '.join(table.column_names)}"
         return
     store = LocalStore([path])
-    for row in table.to_pylist():
+    for row, line in itertools.zip_longest(table.to_pylist(), lines[1:]):
         yield from _sample(store, row, manifest, members, path)
+        about = (members or {}).get(f"{row['key']}.json")
+        if line and about and line != index_line(manifest.codec, row["key"], (row["offset"], row["size"]), about):
+            yield f"index {index}: {line!r} is not what the table says of sample {row['key']}"
 
 
 def _sample(
@@ -106,13 +128,9 @@ def _sample(
     if members is not None and members.get(f"{key}.{manifest.codec}") != (offset, size):
         yield f"{where}: the table says {size} bytes at {offset}, the tar has {members.get(f'{key}.{manifest.codec}')}"
     try:
-        if members is not None and f"{key}.json" in members:
-            about = {name: value for name, value in row.items() if value is not None and name not in _OF_PAYLOAD}
-            if (
-                bytes(store.read(0, *members[f"{key}.json"]))
-                != json.dumps(about, sort_keys=True, ensure_ascii=False).encode()
-            ):
-                yield f"{where}: the table's row is not what the tar says of it"
+        about = (members or {}).get(f"{key}.json")
+        if about and bytes(store.read(0, *about)) != describe_sample(row):
+            yield f"{where}: the table's row is not what the tar says of it"
         payload = store.read(0, offset, size)
         if crc32c(payload) != row["crc32c"]:
             yield f"{where}: its bytes have changed (crc32c)"

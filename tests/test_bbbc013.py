@@ -16,16 +16,17 @@ pytestmark = [
 
 
 def test_raw_plate_to_label_table(tmp_path: Path) -> None:
-    shards, run, table, report = (tmp_path / name for name in ("shards", "run", "e.parquet", "report"))
-    build = command(
-        "-m", "shardgen", "build", PLATE, "--pattern", "Channel{channel}-{*}-{row}-{column}.tif", "--channels",
-        "1=FKHR-GFP,2=DNA", "--plate", "1049", "--labels", PLATE / "wells.csv", "--tile", "128", "--out", shards,
-    )  # fmt: skip
-    assert build.returncode == 0, build.stderr
-    assert "2400 samples" in build.stdout
-    assert command("-m", "shardgen", "verify", shards).returncode == 0
+    fields, tiles, run, table, report = (tmp_path / n for n in ("fields", "tiles", "run", "e.parquet", "report"))
+    for out, options, samples in ((fields, [], 96), (tiles, ["--tile", "128"], 2400)):
+        build = command(
+            "-m", "shardgen", "build", PLATE, "--pattern", "Channel{channel}-{*}-{row}-{column}.tif", "--channels",
+            "1=FKHR-GFP,2=DNA", "--plate", "1049", "--labels", PLATE / "wells.csv", *options, "--out", out,
+        )  # fmt: skip
+        assert build.returncode == 0, build.stderr
+        assert f"{samples} samples" in build.stdout
+        assert command("-m", "shardgen", "verify", out).returncode == 0
     settings = {
-        "data.path": shards, "run_dir": run, "data.batch_size": 16, "training.steps": 40, "training.log_every": 10,
+        "data.path": fields, "run_dir": run, "training.steps": 40, "training.log_every": 10,
         "training.image_every": 40, "training.checkpoint_every": 40, "schedule.warmup_steps": 5, "model.codes": 64,
     }  # fmt: skip
     train = command(
@@ -35,7 +36,7 @@ def test_raw_plate_to_label_table(tmp_path: Path) -> None:
         env={"LOCAL_SIZE": "2"},
     )  # fmt: skip
     assert train.returncode == 0, train.stderr
-    embed = command("-m", "train", "embed", "--run", run, "--data", shards, "--out", table)
+    embed = command("-m", "train", "embed", "--run", run, "--data", tiles, "--out", table)
     assert embed.returncode == 0, embed.stderr
     evaluate = command(
         "-m", "train", "evaluate", "--embeddings", table, "--label", "control", "--out", report, "--folds", "4"

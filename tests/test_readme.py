@@ -75,11 +75,38 @@ def test_the_python_of_the_readme_runs(checkout: Path) -> None:
     run([sys.executable, "-c", block], checkout)
 
 
-def test_the_two_make_commands_are_targets_of_the_makefile() -> None:
-    assert shutil.which("make")
-    for target in ("demo", "test"):
-        assert f"make {target}" in README
-        assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
+@pytest.mark.slow
+def test_make_demo_ends_with_the_label_table_and_the_paths_of_its_pictures(tmp_path: Path) -> None:
+    """The whole demo; only its training is cut to a few steps. The environment is the one that runs this test."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "train.py", "bie_stream", "shardgen"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "train", tmp_path / "train", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    config = tmp_path / "train/configs/demo_vqvae.yaml"
+    text, replaced = re.subn(
+        r"^training:.*",
+        "schedule: {warmup_steps: 1}\ntraining: {steps: 4, log_every: 2, image_every: 4, checkpoint_every: 4}\n",
+        config.read_text(),
+        flags=re.DOTALL | re.MULTILINE,
+    )
+    assert replaced == 1
+    config.write_text(text)
+    done = subprocess.run(
+        ["make", "-o", ".venv/ready", "demo"], cwd=tmp_path, env={**CPU}, text=True,
+        capture_output=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| trained embedding |" in done.stdout
+    pictures = [tmp_path / line for line in done.stdout.splitlines() if line.endswith(".png")]
+    assert [path.name for path in pictures] == ["umap.png", "reconstruction.png", "preview.png"]
+    assert all(path.stat().st_size > 1000 for path in pictures)
+
+
+def test_make_test_is_the_one_check_and_the_readme_names_both_commands() -> None:
+    assert "make demo" in README
+    assert "make test" in README
+    planned = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in planned.splitlines()[-4:]] == ["ruff", "ruff", "mypy", "python"]
 
 
 def test_every_folder_that_the_readme_names_is_there() -> None:

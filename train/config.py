@@ -56,14 +56,14 @@ class AutoencoderConfig(Section):
         encoder: a timm model with `features_only`.
         stride: pixels of the image for one position of the latent map, along y and x: a crop of 128 at stride 16
             has 8 x 8 = 64 positions.
-        latent_dim: numbers at each position, and of the embedding (the mean over positions).
-        decoder_width: channels of the decoder's last stage; each stage before has twice as many, at most 128.
+        latent_dim: numbers at each position of the latent map. (The embedding is as wide as the encoder's features.)
+        decoder_width: channels of the decoder's last stage, see `train.models.decoder`.
     """
 
     encoder: str = "resnet18"
     stride: Literal[4, 8, 16, 32] = 16
     latent_dim: int = Field(default=64, ge=1)
-    decoder_width: int = Field(default=32, ge=8, multiple_of=8)
+    decoder_width: int = Field(default=64, ge=8, multiple_of=8)
 
 
 class AEConfig(AutoencoderConfig):

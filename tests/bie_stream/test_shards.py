@@ -114,7 +114,7 @@ def test_dali_reads_the_tar_by_our_index(tmp_path: Path) -> None:
     dali = pytest.importorskip("nvidia.dali")
     tar = _write(tmp_path)
 
-    @dali.pipeline_def(batch_size=4, num_threads=1, device_id=None)  # type: ignore[untyped-decorator]
+    @dali.pipeline_def(batch_size=4, num_threads=1, device_id=None)  # type: ignore[untyped-decorator]  # DALI has no types
     def graph() -> object:
         return tuple(
             dali.fn.readers.webdataset(

@@ -86,8 +86,26 @@ def test_a_table_that_lost_rows_or_columns_is_found(dataset: Path) -> None:
     assert faults(dataset)
 
 
-def test_lost_rejects_are_found(dataset: Path) -> None:
+@pytest.mark.parametrize(
+    "change", [lambda text: text.replace("npy 512", "npy 513"), lambda text: text + "x", str.upper]
+)
+def test_an_index_that_points_elsewhere_is_found(dataset: Path, change: Callable[[str], str]) -> None:
+    index = dataset / "shards/000000.idx"
+    assert change(index.read_text()) != index.read_text()
+    index.write_text(change(index.read_text()))
+    assert any("000000.idx" in fault for fault in faults(dataset))
+
+
+def test_an_index_that_is_no_text_is_found(dataset: Path) -> None:
+    (dataset / "shards/000000.idx").write_bytes(b"\xff\xfe\x00")
+    assert any("000000.idx" in fault for fault in faults(dataset))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 and then nothing"])
+def test_lost_or_damaged_rejects_are_found(dataset: Path, content: bytes | None) -> None:
     (dataset / "rejects.parquet").unlink()
+    if content is not None:
+        (dataset / "rejects.parquet").write_bytes(content)
     assert any("rejects.parquet" in fault for fault in faults(dataset))
 
 

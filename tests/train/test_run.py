@@ -113,8 +113,8 @@ def test_embedding_twice_is_bit_identical_and_has_a_row_for_every_sample(run: Pa
     assert a.equals(b)
     assert len(a) == 20
     assert {"Metadata_well", "Metadata_plate", "Metadata_phenotype", "Metadata_split"} <= set(a.column_names)
-    assert [name for name in a.column_names if name.startswith("feature_")] == [f"feature_{i:04d}" for i in range(8)]
-    assert all(np.ptp(a[f"feature_{i:04d}"].to_numpy()) > 0 for i in range(8))
+    assert [name for name in a.column_names if name.startswith("feature_")] == [f"feature_{i:04d}" for i in range(128)]
+    assert all(np.ptp(a[f"feature_{i:04d}"].to_numpy()) > 0 for i in range(128))
 
 
 def test_the_report_sets_the_embedding_beside_its_baselines(run: Path, tiny: Path, tmp_path: Path) -> None:

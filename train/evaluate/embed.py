@@ -4,7 +4,6 @@ No augmentation, samples in order, every bad sample an error. The layout is that
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import bie_stream
@@ -28,8 +26,6 @@ from train.models import Autoencoder
 PREFIX = "Metadata_"
 _NOT_METADATA = ("offset", "size", "crc32c", "shape", "shard")
 
-Embed = Callable[[Tensor], Tensor]
-
 
 def embed_run(run_dir: Path, data: Path, out: Path, split: str | None = None, batch_size: int = 64) -> int:
     """Writes the embedding of a dataset by a run's model. Returns the number of samples.
@@ -40,7 +36,7 @@ def embed_run(run_dir: Path, data: Path, out: Path, split: str | None = None, ba
     """
     model, config, info = load_model(run_dir)
     dataset = bie_stream.open(data, split=split, channels=info.channels)
-    features = features_of(dataset, model, config, info, model.embed, batch_size)
+    features = features_of(dataset, model, config, info, batch_size)
     table = pa.table(
         {
             **{
@@ -58,25 +54,27 @@ def embed_run(run_dir: Path, data: Path, out: Path, split: str | None = None, ba
 
 
 def features_of(
-    dataset: Dataset, model: Autoencoder, config: Config, info: RunInfo, embed: Embed, batch_size: int = 64
+    dataset: Dataset, model: Autoencoder, config: Config, info: RunInfo, batch_size: int = 64
 ) -> npt.NDArray[np.float32]:
-    """[N, F] float32: `embed` of every sample in order, normalised as the run was trained, in float32."""
+    """[N, F] float32: the embedding of every sample in order, normalised as the run was trained."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
     loader = evaluation_loader(dataset, config, info, batch_size, device)
     parts = []
     with torch.inference_mode():
         for batch in tqdm(loader, total=loader.steps_per_epoch, unit="batch", desc="embed", dynamic_ncols=True):
-            parts.append(embed(batch.images).float().cpu().numpy()[batch.valid.numpy()])
+            parts.append(model.embed(batch.images).float().cpu().numpy()[batch.valid.numpy()])
     return np.concatenate(parts)
 
 
 def evaluation_loader(dataset: Dataset, config: Config, info: RunInfo, batch_size: int, device: torch.device) -> Loader:
     """Whole samples in order, with the normalisation that the run was trained with."""
-    if (dataset.shapes % config.model.stride).any():
+    uneven = (dataset.shapes % config.model.stride).any(axis=1)
+    if uneven.any():
+        height, width = dataset.shapes[uneven.argmax()]
         raise DatasetError(
-            f"samples of {dataset.shapes[0][0]} x {dataset.shapes[0][1]} pixels are no multiple of the model's stride "
-            f"{config.model.stride}; build the dataset with --tile"
+            f"samples of {height} x {width} pixels are no multiple of the model's stride {config.model.stride}; "
+            "build the dataset with --tile"
         )
     as_trained = normalisation(config.data.normalise, info.channels, info.statistics)
     return Loader(

@@ -25,8 +25,8 @@ from train.evaluate.probe import Labels, Score, forest, majority, make_folds, pe
 from train.models import build
 from train.monitor import side_by_side
 
-TRAINED, RANDOM, BACKBONE = "trained embedding", "random weights, same encoder", "random weights, backbone features"
-INTENSITY, PERMUTED, MAJORITY = "intensity mean + std", "permuted labels", "majority class"
+TRAINED, RANDOM, INTENSITY = "trained embedding", "random weights, same encoder", "intensity mean + std"
+PERMUTED, MAJORITY = "permuted labels", "majority class"
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,9 @@ def evaluate(embeddings: Path, out: Path, question: Question, run: Path | None =
     torch.manual_seed(config.training.seed)
     untrained = build(config.model, len(info.channels)).eval()
 
-    def of_random(embed: Any) -> npt.NDArray[np.float32]:
-        return features_of(dataset, untrained, config, info, embed)
-
     probabilities = {
         TRAINED: forest(features, labels, folds),
-        RANDOM: forest(of_random(untrained.embed), labels, folds),
-        BACKBONE: forest(of_random(lambda x: untrained.features(x).mean(dim=(2, 3))), labels, folds),
+        RANDOM: forest(features_of(dataset, untrained, config, info), labels, folds),
         INTENSITY: forest(intensity(dataset), labels, folds),
         MAJORITY: majority(labels, folds),
     }

@@ -1,6 +1,11 @@
-"""encoder → latent map → (codes) → decoder. The embedding is the mean of the latent map over its positions.
+"""encoder → features → latent map → (codes) → decoder. The embedding is the mean of the features over positions.
 
-Shapes: images [B, C, Y, X]; latent map [B, D, Y / stride, X / stride]; embedding [B, D].
+Shapes: images [B, C, Y, X]; features [B, F, Y / stride, X / stride]; latent map [B, D, Y / stride, X / stride];
+embedding [B, F].
+
+The embedding is read before the projection onto the latent map, as contrastive learning reads it before its
+projection head (Chen et al. 2020, section 4.2): the bottleneck is there for the objective, and what it drops was
+worth something to a classifier each time that we compared the two (figures in train/configs/bbbc013_vqvae.yaml).
 """
 
 from dataclasses import dataclass
@@ -60,5 +65,5 @@ class Autoencoder(nn.Module):
         return latent
 
     def embed(self, images: Tensor) -> Tensor:
-        """[B, D]: the mean of the latent map, before quantisation: an image is never one code."""
-        return self.latent_map(images).float().mean(dim=(2, 3))
+        """[B, F]: the mean of the features over positions."""
+        return self.features(images).float().mean(dim=(2, 3))
