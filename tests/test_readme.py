@@ -23,6 +23,9 @@ SMALL = [
     "schedule.warmup_steps=1",
 ]  # fmt: skip
 
+# `make test` tells the commands it starts that they are below it; a user's shell does not.
+OUTSIDE_MAKE = {name: value for name, value in CPU.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
@@ -92,12 +95,12 @@ def test_make_demo_ends_with_the_label_table_and_the_paths_of_its_pictures(tmp_p
     assert replaced == 1
     config.write_text(text)
     done = subprocess.run(
-        ["make", "-o", ".venv/ready", "demo"], cwd=tmp_path, env={**CPU}, text=True,
+        ["make", "-o", ".venv/ready", "demo"], cwd=tmp_path, env=OUTSIDE_MAKE, text=True,
         capture_output=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| trained embedding |" in done.stdout
-    pictures = [tmp_path / line for line in done.stdout.splitlines() if line.endswith(".png")]
+    pictures = [tmp_path / line for line in done.stdout.splitlines() if line.endswith(".png")][-3:]
     assert [path.name for path in pictures] == ["umap.png", "reconstruction.png", "preview.png"]
     assert all(path.stat().st_size > 1000 for path in pictures)
 
@@ -105,7 +108,9 @@ def test_make_demo_ends_with_the_label_table_and_the_paths_of_its_pictures(tmp_p
 def test_make_test_is_the_one_check_and_the_readme_names_both_commands() -> None:
     assert "make demo" in README
     assert "make test" in README
-    planned = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    planned = subprocess.run(
+        ["make", "-n", "test"], cwd=ROOT, env=OUTSIDE_MAKE, capture_output=True, text=True, check=True
+    ).stdout
     assert [line.split()[0] for line in planned.splitlines()[-4:]] == ["ruff", "ruff", "mypy", "python"]
 
 
