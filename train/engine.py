@@ -56,12 +56,15 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def bf16_is_native(device: torch.device) -> bool:
-    """Whether the device computes bfloat16 in hardware; elsewhere it is slower than float32."""
+def bf16_is_faster(device: torch.device) -> bool:
+    """Whether bfloat16 is the faster precision: on GPUs that compute it in hardware, and on CPUs with AMX.
+
+    AVX-512's own bf16 instructions are not enough: measured on a Xeon that has them without AMX, the convolutions of
+    a ResNet-18 ran at half the speed of float32, and a training step took 1.5 times as long.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 class Engine:
@@ -74,7 +77,7 @@ class Engine:
     def __init__(self, config: Config, model: Autoencoder, world: World) -> None:
         self.config, self.world, self.model = config, world, model.to(world.device)
         asked = config.training.precision
-        self.precision = ("bf16" if bf16_is_native(world.device) else "fp32") if asked == "auto" else asked
+        self.precision = ("bf16" if bf16_is_faster(world.device) else "fp32") if asked == "auto" else asked
         optimiser = timm.optim.create_optimizer_v2(
             model, config.optimiser.name, lr=config.optimiser.lr, weight_decay=config.optimiser.weight_decay
         )
