@@ -113,8 +113,8 @@ class TrainingConfig(Section):
     """How long, how precise, and what is written when (in steps).
 
     Attributes:
-        precision: `auto` is bf16 where that is faster (GPUs that have it, CPUs with AMX), else fp32. bf16 is autocast: weights,
-            optimiser and losses stay fp32.
+        precision: `auto` is bf16 where that is faster (GPUs that have it, CPUs with AMX), else fp32. bf16 is
+            autocast: weights, optimiser and losses stay fp32.
         clip_grad_norm: None for no clipping.
         image_every: input and reconstruction for TensorBoard.
     """
