@@ -5,6 +5,7 @@
     │   └── DatasetNotFound   nothing is there (also a FileNotFoundError)
     ├── SampleError           the bytes of one sample are not what the table promises
     ├── SourceError           an archive that cannot be turned into shards as asked (also a ValueError)
+    │   └── SourceMissing     a file that it names is not there (also a FileNotFoundError)
     └── ConfigError           a configuration that cannot be run (also a ValueError)
 
 Every message is one line for a person: what was given, what was expected, what to do next.
@@ -35,6 +36,10 @@ class SampleError(BieStreamError):
 
 class SourceError(BieStreamError, ValueError):
     """An archive that cannot be turned into shards as asked."""
+
+
+class SourceMissing(SourceError, FileNotFoundError):
+    """A file that an archive names is not there."""
 
 
 class ConfigError(BieStreamError, ValueError):

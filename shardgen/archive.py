@@ -1,23 +1,38 @@
-"""What a source finds: fields with their files, and what is known about them. No pixels."""
+"""What a source finds: fields with their planes, and what is known about them. No pixels."""
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Literal
 
 from bie_stream.errors import SourceError
 from bie_stream.shards import Channel
+from shardgen.files import Files
 
 Label = str | int | float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, order=True)
+class Plane:
+    """Where one plane [Y, X] lies.
+
+    Attributes:
+        path: of a TIFF file or a Zarr array, relative to the archive's root, with `/`.
+        index: page of the TIFF, or leading indices of the array; empty for the only plane of a file.
+    """
+
+    path: str
+    index: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Field:
     """One field of view at one z and t.
 
     Attributes:
         well: `A1`, not `A01`.
-        files: one per channel, relative to the archive's root; None where the plane is missing.
+        planes: for each channel the plane; several where their maximum is to be taken, none where it is missing.
     """
 
     plate: str
@@ -25,7 +40,7 @@ class Field:
     field: str
     z: int
     t: int
-    files: tuple[str | None, ...]
+    planes: tuple[tuple[Plane, ...], ...]
 
     @property
     def order(self) -> tuple[object, ...]:
@@ -35,24 +50,41 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What a source finds in one place: the fields of a plate, or of several. Sorted by `Field.order`.
+
+    Attributes:
+        channels: in the order of every field's planes.
+    """
+
+    channels: tuple[Channel, ...]
+    fields: tuple[Field, ...]
+    format: Literal["tiff", "zarr"] = "tiff"
+    pixel_size_um: float | None = None
+
+
+@dataclass(frozen=True)
 class Archive:
     """A study's fields and its labels, as found.
 
     Attributes:
+        files: where the planes' paths start from.
         labels: for each (plate, well) its value of each label column; every column in every row.
     """
 
-    root: Path
+    files: Files
     study: str
     source: str
     channels: tuple[Channel, ...]
     fields: tuple[Field, ...]
+    format: Literal["tiff", "zarr"] = "tiff"
     labels: Mapping[tuple[str, str], Mapping[str, Label]] = field(default_factory=dict)
     licence: str | None = None
     citation: str | None = None
     pixel_size_um: float | None = None
 
 
+@functools.lru_cache(maxsize=4096)
 def split_well(well: str) -> tuple[str, int]:
     """`A1`, `A01`, `a001` → ("A", 1)."""
     match = re.fullmatch(r"([A-Za-z]{1,2})0*([0-9]{1,3})", well.strip())
@@ -63,6 +95,13 @@ def split_well(well: str) -> tuple[str, int]:
     return match[1].upper(), int(match[2])
 
 
+def well_name(row: int, column: int) -> str:
+    """Row and column, both from 0, → `A1`; row 26 is `AA`."""
+    first, second = divmod(row, 26)
+    return f"{chr(64 + first) if first else ''}{chr(65 + second)}{column + 1}"
+
+
+@functools.lru_cache(maxsize=4096)
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
     """A sort key under which `f10` comes after `f9`."""
     return tuple((int(part), 0, "") if part.isdigit() else (-1, 0, part) for part in re.findall(r"\d+|\D+", text))

@@ -32,6 +32,7 @@ from bie_stream.shards import (
     write_manifest,
 )  # fmt: skip
 from shardgen.convert import samples
+from shardgen.pixels import read_field
 from shardgen.plan import Plan, Planned
 from shardgen.statistics import ChannelCounts, merged
 
@@ -90,11 +91,12 @@ def _run(
         for name, shard in todo:
             yield name, write_shard(plan, out, name, shard, max_rejects, advance)
         return
+    recipe = plan.without_fields
     context = multiprocessing.get_context("spawn")
     done = context.Value("q", 0)
     with ProcessPoolExecutor(min(workers, len(todo)), context, _share, (done,)) as pool:
         running = {
-            pool.submit(_write_shard_counting, plan, out, name, shard, max_rejects): name for name, shard in todo
+            pool.submit(_write_shard_counting, recipe, out, name, shard, max_rejects): name for name, shard in todo
         }
         shown = 0
         try:
@@ -147,7 +149,8 @@ def write_shard(
     with ShardWriter(out, name, plan.schema, plan.options.codec) as writer:
         for planned in shard:
             try:
-                made = list(samples(plan, planned))
+                pixels = read_field(plan.archive, planned.field, plan.dtype, plan.shape)
+                made = list(samples(plan, planned, pixels))
             except SourceError as error:
                 field = planned.field
                 rejects.append({"plate": field.plate, "well": field.well, "field": field.field, "reason": str(error)})

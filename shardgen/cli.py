@@ -11,7 +11,7 @@ import bie_stream
 from bie_stream.errors import SourceError, one_line_errors
 from shardgen.archive import Archive
 from shardgen.build import build as run_build
-from shardgen.convert import probe
+from shardgen.pixels import probe
 from shardgen.plan import Options, Plan, describe, make_plan
 from shardgen.preview import contact_sheet
 from shardgen.sources import tiff_folder

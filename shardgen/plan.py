@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -49,7 +49,7 @@ class Options(BaseModel):
         return splits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Planned:
     """One field with all that its samples share."""
 
@@ -67,6 +67,7 @@ class Plan:
         tiles: top left corners of the samples in a field, in pixels; one (0, 0) for whole fields.
         tile_shape: height and width of a sample, in pixels.
         shards: fields of each shard, in order.
+        sha256: the name of the build: the same archive and options give the same one, anywhere.
     """
 
     archive: Archive
@@ -78,6 +79,7 @@ class Plan:
     shards: tuple[tuple[Planned, ...], ...]
     schema: pa.Schema
     labels: tuple[str, ...]
+    sha256: str
 
     @property
     def fields(self) -> int:
@@ -98,16 +100,9 @@ class Plan:
         return self.samples * len(self.archive.channels) * height * width * np_size(self.dtype)
 
     @property
-    def sha256(self) -> str:
-        """The name of the build: the same archive and options give the same hash, anywhere."""
-        said = {
-            "channels": [channel.model_dump() for channel in self.archive.channels],
-            "options": self.options.model_dump(),
-            "pixels": [self.dtype, self.shape],
-            "shards": [[[asdict(p.field), dict(p.labels), p.split] for p in shard] for shard in self.shards],
-            "study": [self.archive.study, self.archive.licence, self.archive.citation, self.archive.pixel_size_um],
-        }
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    def without_fields(self) -> "Plan":
+        """All that a worker needs besides its own shard; small, whatever the size of the study."""
+        return replace(self, archive=replace(self.archive, fields=(), labels={}), shards=())
 
     def key(self, field: Field, top: int, left: int) -> str:
         """The name of a sample in its shard. No dot (WebDataset splits there), only plain characters."""
@@ -138,6 +133,7 @@ def make_plan(archive: Archive, options: Options, dtype: Dtype, shape: tuple[int
     planned = _assign(archive, options)
     field_bytes = len(tiles) * len(archive.channels) * height * width * np_size(dtype)
     per_shard = max(1, options.shard_bytes // field_bytes)
+    shards = tuple(tuple(planned[i : i + per_shard]) for i in range(0, len(planned), per_shard))
     plan = Plan(
         archive=archive,
         options=options,
@@ -145,9 +141,10 @@ def make_plan(archive: Archive, options: Options, dtype: Dtype, shape: tuple[int
         shape=shape,
         tiles=tiles,
         tile_shape=(height, width),
-        shards=tuple(tuple(planned[i : i + per_shard]) for i in range(0, len(planned), per_shard)),
+        shards=shards,
         schema=_schema(archive, columns),
         labels=tuple(columns),
+        sha256=_digest(archive, options, dtype, shape, shards),
     )
     keys = Counter(plan.key(field, *tiles[-1]) for field in archive.fields)
     for key, times in keys.items():
@@ -158,6 +155,25 @@ def make_plan(archive: Archive, options: Options, dtype: Dtype, shape: tuple[int
                 "give plates, wells and fields short names that differ in letters and digits"
             )
     return plan
+
+
+def _digest(
+    archive: Archive, options: Options, dtype: Dtype, shape: tuple[int, int], shards: tuple[tuple[Planned, ...], ...]
+) -> str:
+    said = {
+        "channels": [channel.model_dump() for channel in archive.channels],
+        "options": options.model_dump(),
+        "pixels": [archive.format, dtype, shape],
+        "study": [archive.study, archive.licence, archive.citation, archive.pixel_size_um],
+    }
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for number, shard in enumerate(shards):
+        for planned in shard:
+            f = planned.field
+            planes = [[(plane.path, plane.index) for plane in planes] for planes in f.planes]
+            labels = sorted(planned.labels.items())
+            found.update(repr((number, f.plate, f.well, f.field, f.z, f.t, planes, labels, planned.split)).encode())
+    return found.hexdigest()
 
 
 def deal(groups: Sequence[str], splits: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -215,7 +231,7 @@ def np_size(dtype: str) -> int:
 def describe(plan: Plan) -> dict[str, Any]:
     """What the build will do, for a person."""
     splits = Counter(planned.split for shard in plan.shards for planned in shard)
-    missing = sum(None in planned.field.files for shard in plan.shards for planned in shard)
+    missing = sum(() in planned.field.planes for shard in plan.shards for planned in shard)
     return {
         "study": plan.archive.study,
         "licence": plan.archive.licence,

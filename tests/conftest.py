@@ -20,7 +20,7 @@ from bie_stream.shards import (
     write_manifest,
 )
 from shardgen.build import build
-from shardgen.convert import probe
+from shardgen.pixels import probe
 from shardgen.plan import Options, make_plan
 from shardgen.studies import demo
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from bie_stream.errors import SourceError, nearest
 from bie_stream.shards import Channel
-from shardgen.archive import Archive, Field, natural, some, split_well
+from shardgen.archive import Archive, Field, Plane, natural, some, split_well
+from shardgen.files import open_files
 from shardgen.labels import read_labels
 
 _PARTS = {
@@ -90,13 +91,13 @@ def find(
     if len(set(wanted.values())) != len(wanted):
         raise SourceError(f"two channels have one name: {some(list(wanted.values()))}")
     fields = (
-        Field(*place, files=tuple(files.get(channel) for channel in wanted))
+        Field(*place, planes=tuple((Plane(files[channel]),) if channel in files else () for channel in wanted))
         for place, files in planes.items()
         if any(channel in files for channel in wanted)
     )
     ordered = tuple(sorted(fields, key=lambda field: field.order))
     return Archive(
-        root=root,
+        files=open_files(root),
         study=root.resolve().name,
         source=str(root),
         channels=tuple(Channel(name=name) for name in wanted.values()),

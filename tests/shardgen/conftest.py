@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from shardgen.convert import probe
+from shardgen.pixels import probe
 from shardgen.plan import Options, Plan, make_plan
 from shardgen.sources import tiff_folder
 

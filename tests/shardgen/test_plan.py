@@ -1,24 +1,24 @@
 import itertools
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bie_stream.errors import SourceError
 from bie_stream.shards import Channel
-from shardgen.archive import Archive, Field
+from shardgen.archive import Archive, Field, Plane
+from shardgen.files import Local
 from shardgen.plan import Options, deal, make_plan
 
 
 def archive(wells: int = 6, fields: int = 2, plates: int = 2) -> Archive:
     found = tuple(
-        Field(f"p{p}", f"A{w}", str(f), 0, 0, (f"p{p}/A{w}_{f}_1.tif", f"p{p}/A{w}_{f}_2.tif"))
+        Field(f"p{p}", f"A{w}", str(f), 0, 0, ((Plane(f"p{p}/A{w}_{f}_1.tif"),), (Plane(f"p{p}/A{w}_{f}_2.tif"),)))
         for p in range(plates) for w in range(1, wells + 1) for f in range(1, fields + 1)
     )  # fmt: skip
     return Archive(
-        root=Path("/nowhere"), study="s", source="/nowhere", channels=(Channel(name="a"), Channel(name="b")),
+        files=Local("/nowhere"), study="s", source="/nowhere", channels=(Channel(name="a"), Channel(name="b")),
         fields=found,
         labels={(f.plate, f.well): {"drug": f"d{int(f.well[1:]) % 3}"} for f in found},
     )  # fmt: skip
@@ -26,7 +26,7 @@ def archive(wells: int = 6, fields: int = 2, plates: int = 2) -> Archive:
 
 def test_the_same_archive_and_options_have_one_hash_wherever_the_archive_lies() -> None:
     here = make_plan(archive(), Options(tile=8), "uint8", (20, 30))
-    there = make_plan(replace(archive(), root=Path("/else"), source="x"), Options(tile=8), "uint8", (20, 30))
+    there = make_plan(replace(archive(), files=Local("/else"), source="x"), Options(tile=8), "uint8", (20, 30))
     assert here.sha256 == there.sha256
 
 

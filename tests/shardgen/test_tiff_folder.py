@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from bie_stream.errors import SourceError
+from shardgen.archive import Plane
 from shardgen.sources.tiff_folder import compile_pattern, find
 
 
@@ -21,7 +22,7 @@ def test_plate_well_field_and_channel_come_from_the_path(tmp_path: Path) -> None
     assert [c.name for c in archive.channels] == ["1", "2"]
     found = [(f.plate, f.well, f.field, f.z, f.t) for f in archive.fields]
     assert found == [(f"p{p}", w, str(s), 0, 0) for p in (9, 10) for w in ("A12", "B1") for s in (9, 10)]
-    assert archive.fields[0].files == ("p9/A12_s9_w1.tif", "p9/A12_s9_w2.tif")
+    assert archive.fields[0].planes == ((Plane("p9/A12_s9_w1.tif"),), (Plane("p9/A12_s9_w2.tif"),))
 
 
 def test_row_and_column_make_a_well_and_a_star_is_any_text(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_row_and_column_make_a_well_and_a_star_is_any_text(tmp_path: Path) -> No
     archive = find(raw, "Channel{channel}-{*}-{row}-{column}.tif")
     (field,) = archive.fields
     assert (field.plate, field.well, field.field) == ("raw", "C4", "1")
-    assert field.files == ("deep/Channel1-07-C-04.tif", "deep/Channel2-08-C-04.tif")
+    assert field.planes == ((Plane("deep/Channel1-07-C-04.tif"),), (Plane("deep/Channel2-08-C-04.tif"),))
 
 
 def test_z_and_t_are_numbers_and_the_plate_can_be_given(tmp_path: Path) -> None:
@@ -42,7 +43,10 @@ def test_channels_are_renamed_ordered_and_left_out_as_asked(tmp_path: Path) -> N
     raw = touch(tmp_path / "raw", "A1_w1.tif", "A1_w2.tif", "A1_w3.tif", "A2_w3.tif", "A3_w2.tif")
     archive = find(raw, "{well}_w{channel}.tif", channels={"3": "Actin", "1": "DNA"})
     assert [c.name for c in archive.channels] == ["Actin", "DNA"]
-    assert {f.well: f.files for f in archive.fields} == {"A1": ("A1_w3.tif", "A1_w1.tif"), "A2": ("A2_w3.tif", None)}
+    assert {f.well: f.planes for f in archive.fields} == {
+        "A1": ((Plane("A1_w3.tif"),), (Plane("A1_w1.tif"),)),
+        "A2": ((Plane("A2_w3.tif"),), ()),
+    }
 
 
 def test_characters_of_a_pattern_stand_for_themselves() -> None:

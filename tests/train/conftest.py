@@ -6,7 +6,7 @@ import pytest
 
 from bie_stream import synth
 from shardgen.build import build
-from shardgen.convert import probe
+from shardgen.pixels import probe
 from shardgen.plan import Options, make_plan
 from shardgen.studies import demo
 

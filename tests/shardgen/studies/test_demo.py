@@ -19,9 +19,8 @@ def test_what_is_found_in_the_demo_is_what_was_rendered(tmp_path: Path) -> None:
     for field in archive.fields:
         rendered = synth.render(PLATE, field.well, layout[field.well], int(field.field))
         assert rendered.dtype == np.uint16
-        for file, pixels in zip(field.files, rendered, strict=True):
-            assert file is not None
-            np.testing.assert_array_equal(tifffile.imread(archive.root / file), pixels)
+        for (plane,), pixels in zip(field.planes, rendered, strict=True):
+            np.testing.assert_array_equal(tifffile.imread(Path(archive.files.root, plane.path)), pixels)
 
 
 def test_writing_again_mends_what_is_missing_and_keeps_the_rest(tmp_path: Path) -> None:

@@ -1,0 +1,260 @@
+"""Bytes of an archive's files by path: from a folder, or over HTTP from servers that fail now and then.
+
+    root                      what it is
+    /data/plate, plate/       a folder
+    https://host/tree         a tree of files over HTTP
+    s3://bucket/prefix        a public bucket, read over HTTP from `s3` of `shardgen.endpoints`
+
+Paths come from archives, so they are not trusted: none leaves its root.
+"""
+
+import contextlib
+import functools
+import html.parser
+import itertools
+import os
+import random
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol, TypeVar
+
+import httpx
+
+from bie_stream.errors import SourceError, SourceMissing
+
+_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_AGENT = "Mozilla/5.0 (compatible; bie-stream)"  # BioStudies turns away what does not look like a browser
+_T = TypeVar("_T")
+LARGEST_BYTES = 4 * 2**30  # of one file; what claims to be larger is refused
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How patient and how polite to be with a server.
+
+    Attributes:
+        connections: at once to one host, from one process.
+        timeout_s: without a byte, after which a connection is given up.
+        tries: of one file before it is an error.
+        pause_s: before the second try; doubled each time, at most `longest_pause_s`, times a random number in 0.5..1.
+    """
+
+    connections: int = 8
+    timeout_s: float = 30.0
+    tries: int = 8
+    pause_s: float = 0.5
+    longest_pause_s: float = 30.0
+
+
+class Files(Protocol):
+    """Files under one root; small, hashable and picklable, so that it can be sent to workers."""
+
+    @property
+    def root(self) -> str: ...
+
+    def __hash__(self) -> int: ...
+
+    def read(self, path: str, first: int = 0, last: int | None = None) -> bytes:
+        """Bytes `first`..`last` (both included) of a file; all of it by default.
+
+        Raises:
+            SourceMissing: there is no such file.
+            SourceError: it cannot be read.
+        """
+
+    def size(self, path: str) -> int:
+        """Bytes of a file; raises as `read` does."""
+
+    def list(self, folder: str = "") -> list[str]:
+        """Names in a folder, sorted; those of folders end with `/`. Raises as `read` does."""
+
+
+def open_files(root: str | Path, transfer: Transfer = Transfer()) -> Files:
+    """The files under a folder or URL."""
+    return Http(str(root).rstrip("/"), transfer) if is_url(str(root)) else Local(str(Path(root).resolve()))
+
+
+def is_url(root: str) -> bool:
+    """Whether this is read over HTTP."""
+    return root.startswith(("http://", "https://"))
+
+
+@dataclass(frozen=True)
+class Local:
+    """Files in a folder; `root` is its resolved path."""
+
+    root: str
+
+    def path(self, path: str) -> Path:
+        """Where a file lies; also through links, it is inside the root."""
+        place = Path(self.root, _inside(path)).resolve()
+        if not place.is_relative_to(self.root):
+            raise SourceError(f"{path!r} leads out of {self.root}; what an archive names must lie in its folder")
+        return place
+
+    def read(self, path: str, first: int = 0, last: int | None = None) -> bytes:
+        try:
+            with self.path(path).open("rb") as file:
+                file.seek(first)
+                return file.read(-1 if last is None else last + 1 - first)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise SourceMissing(f"{self.root}/{path} is not there") from error
+
+    def size(self, path: str) -> int:
+        try:
+            return self.path(path).stat().st_size
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise SourceMissing(f"{self.root}/{path} is not there") from error
+
+    def list(self, folder: str = "") -> list[str]:
+        try:
+            entries = list(os.scandir(self.path(folder)))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise SourceMissing(f"{self.root}/{folder} is not there") from error
+        return sorted(entry.name + "/" * entry.is_dir() for entry in entries)
+
+
+@dataclass(frozen=True)
+class Http:
+    """Files of a web server. Folders are read as Apache lists them."""
+
+    root: str
+    transfer: Transfer = Transfer()
+
+    def url(self, path: str) -> str:
+        """The address of a file; blanks, brackets, `#` and `+` in its name are escaped."""
+        return "/".join([self.root, *(urllib.parse.quote(part, safe="") for part in _inside(path).parts)])
+
+    def read(self, path: str, first: int = 0, last: int | None = None) -> bytes:
+        return fetch(self.url(path), self.transfer, first, last)
+
+    def size(self, path: str) -> int:
+        url = self.url(path)
+
+        def ask() -> int:  # HEAD, because the sizes in a listing are rounded
+            with _request("HEAD", url, self.transfer, {}) as response:
+                return int(response.headers["content-length"])
+
+        return _until_it_works(ask, url, self.transfer)
+
+    def list(self, folder: str = "") -> list[str]:
+        page = _Links()
+        page.feed(fetch(f"{self.url(folder)}/", self.transfer).decode("utf-8", "replace"))
+        return sorted(page.names)
+
+
+def fetch(url: str, transfer: Transfer = Transfer(), first: int = 0, last: int | None = None) -> bytes:
+    """A whole body, or the bytes `first`..`last` of it. After a broken connection it goes on where it stopped.
+
+    Raises:
+        SourceMissing: the server says that there is no such file.
+        SourceError: it does not give the file after as many tries as `transfer` allows.
+    """
+    body, version = bytearray(), ""
+
+    def go_on() -> bytes:
+        nonlocal version
+        start = first + len(body)
+        headers = {"Range": f"bytes={start}-{'' if last is None else last}"} if start or last is not None else {}
+        if body:
+            headers["If-Range"] = version
+        with _request("GET", url, transfer, headers) as response:
+            ranged = response.status_code == 206
+            if not ranged:  # the server begins anew: it knows no ranges, or the file has changed
+                body.clear()
+            version = response.headers.get("etag") or response.headers.get("last-modified") or ""
+            skip = 0 if ranged else first
+            for chunk in response.iter_raw():
+                body.extend(chunk[skip:])
+                skip = max(0, skip - len(chunk))
+                if len(body) > LARGEST_BYTES:
+                    raise SourceError(f"{url} is larger than {LARGEST_BYTES / 2**30:.0f} GiB; no plane or table is")
+                if last is not None and len(body) > last - first:
+                    break
+        return bytes(body if last is None else body[: last + 1 - first])
+
+    def whole_or_from_here() -> bytes:
+        try:
+            return go_on()
+        except httpx.TransportError:
+            if not version or version.startswith("W/"):  # nothing to tell by that the rest is of the same file
+                body.clear()
+            raise
+
+    return _until_it_works(whole_or_from_here, url, transfer)
+
+
+class _Again(Exception):
+    """This try failed, the next may not; `pause_s` is how long the server asks to be left alone."""
+
+    def __init__(self, reason: str, pause_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause_s = pause_s
+
+
+def _until_it_works(attempt: Callable[[], _T], url: str, transfer: Transfer) -> _T:
+    pause = transfer.pause_s
+    for tries in itertools.count(1):
+        try:
+            return attempt()
+        except (_Again, httpx.TransportError) as error:
+            reason = str(error) or type(error).__name__
+            if tries == transfer.tries:
+                raise SourceError(f"{url}: {reason}, after {tries} tries; the same command again goes on") from error
+            asked = min(getattr(error, "pause_s", 0.0), transfer.longest_pause_s)
+            time.sleep(max(asked, pause * random.uniform(0.5, 1)))
+            pause = min(2 * pause, transfer.longest_pause_s)
+    raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def _request(method: str, url: str, transfer: Transfer, headers: dict[str, str]) -> Iterator[httpx.Response]:
+    host = urllib.parse.urlsplit(url).netloc
+    with _connection(host, transfer.connections), _client(transfer).stream(method, url, headers=headers) as response:
+        status = response.status_code
+        if status in (404, 410):
+            raise SourceMissing(f"{url} is not there (HTTP {status})")
+        if status in _AGAIN:
+            after = response.headers.get("retry-after", "")
+            raise _Again(f"HTTP {status}", float(after) if after.isdigit() else 0.0)
+        if status >= 400:
+            raise SourceError(f"{url} cannot be read (HTTP {status})")
+        yield response
+
+
+@functools.lru_cache(maxsize=8)
+def _client(transfer: Transfer) -> httpx.Client:
+    headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}  # sizes and ranges are those of the file
+    return httpx.Client(headers=headers, timeout=transfer.timeout_s, follow_redirects=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _connection(host: str, connections: int) -> threading.BoundedSemaphore:
+    return threading.BoundedSemaphore(connections)
+
+
+def _inside(path: str) -> PurePosixPath:
+    """The path, if it can only be below its root."""
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in path or "\0" in path:
+        raise SourceError(f"{path!r} is not a path inside its archive")
+    return parts
+
+
+class _Links(html.parser.HTMLParser):
+    """The names that an Apache listing links to: relative ones only, without those that sort it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        link = dict(attrs).get("href") if tag == "a" else None
+        if link and not link.startswith(("/", "?", "#", ".")) and ":" not in link:
+            name = urllib.parse.unquote(link)
+            if "/" not in name.rstrip("/") and name.strip("/") not in ("", ".", ".."):
+                self.names.add(name)

@@ -1,0 +1,189 @@
+"""Planes → pixels. The only place that reads pixels of an archive: pages of TIFF files, planes of Zarr arrays."""
+
+import functools
+import io
+import math
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from bie_stream.codecs import DTYPES, Dtype, Pixels
+from bie_stream.errors import SourceError, SourceMissing
+from shardgen.archive import Archive, Field, Plane
+from shardgen.files import Files, Local
+
+LARGEST_PLANE_BYTES = 2**30  # unpacked; what claims to be larger is refused before memory is taken for it
+
+
+def probe(archive: Archive) -> tuple[Dtype, tuple[int, int]]:
+    """dtype and shape of the archive's planes, from the header of the first one that is there.
+
+    Raises:
+        SourceError: it cannot be read, or has a dtype that shards do not hold.
+    """
+    files = archive.files
+    planes = (plane for field in archive.fields for planes in field.planes for plane in planes)
+    for tries, plane in enumerate(planes):
+        try:
+            dtype, shape = _tiff_header(files, plane) if archive.format == "tiff" else _zarr_header(files, plane)
+        except SourceMissing:
+            if tries == 100:
+                raise
+            continue
+        for known in DTYPES:
+            if dtype == known:
+                return known, shape
+        raise SourceError(f"{plane.path} has pixels of {dtype}; shards hold {', '.join(DTYPES)}")
+    raise SourceError(f"none of the planes of {archive.source} is there")
+
+
+def read_field(archive: Archive, field: Field, dtype: str, shape: tuple[int, int]) -> Pixels:
+    """[C, Y, X] of a field; where a channel has several planes, their maximum.
+
+    Raises:
+        SourceError: a plane is missing, damaged, or not of this dtype and shape.
+    """
+    files = archive.files
+    stack = np.empty((len(field.planes), *shape), dtype)
+    for channel, planes, out in zip(archive.channels, field.planes, stack, strict=True):
+        if not planes:
+            raise SourceError(
+                f"plate {field.plate} well {field.well} field {field.field} has no plane of channel {channel.name!r}"
+            )
+        out[:] = read_plane(files, planes[0], archive.format, dtype, shape)
+        for plane in planes[1:]:
+            np.maximum(out, read_plane(files, plane, archive.format, dtype, shape), out=out)
+    return stack
+
+
+def read_plane(files: Files, plane: Plane, layout: str, dtype: str, shape: tuple[int, int]) -> Pixels:
+    """[Y, X]; raises as `read_field`."""
+    pixels = _tiff_plane(files, plane) if layout == "tiff" else _zarr_plane(files, plane)
+    if pixels.dtype != dtype or pixels.shape != shape:
+        raise SourceError(
+            f"{plane.path} is {pixels.dtype} {pixels.shape}, the archive's first plane is {dtype} {shape}; "
+            "build planes of one dtype and shape together, and the others apart"
+        )
+    return pixels
+
+
+def _tiff_header(files: Files, plane: Plane) -> tuple[str, tuple[int, int]]:
+    stream: Any = files.path(plane.path) if isinstance(files, Local) else _Remote(files, plane.path)
+    try:
+        with tifffile.TiffFile(stream) as tif:
+            page = _page(tif, plane)
+            return str(page.dtype), (page.shape[0], page.shape[1])
+    except SourceError:
+        raise
+    except Exception as error:  # tifffile raises whatever the bytes lead it to
+        if isinstance(files, Local) and not files.path(plane.path).exists():
+            raise SourceMissing(f"{plane.path} is not there") from error
+        raise SourceError(f"{plane.path} is not a readable TIFF: {error}") from error
+
+
+def _tiff_plane(files: Files, plane: Plane) -> Pixels:
+    data = files.read(plane.path)
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as tif:
+            page = _page(tif, plane)
+            if math.prod(page.shape) * page.dtype.itemsize > LARGEST_PLANE_BYTES:
+                raise ValueError(f"it claims {page.shape} pixels")
+            end = max(at + size for at, size in zip(page.dataoffsets, page.databytecounts, strict=True))
+            if end > len(data):
+                raise ValueError(f"it ends at byte {len(data)}, its pixels at {end}")
+            pixels: Pixels = page.asarray()
+    except SourceError:
+        raise
+    except Exception as error:
+        raise SourceError(f"{plane.path} is damaged: {error}") from error
+    return pixels
+
+
+def _page(tif: tifffile.TiffFile, plane: Plane) -> Any:
+    number = plane.index[0] if plane.index else 0
+    if not plane.index and len(tif.pages) > 1 and tif.pages[0].shape == tif.pages[1].shape:
+        raise SourceError(f"{plane.path} has {len(tif.pages)} pages; expected one plane (y, x) a file")
+    if number >= len(tif.pages):
+        raise SourceError(f"{plane.path} has {len(tif.pages)} pages, no page {number}")
+    page = tif.pages[number]
+    if len(page.shape) != 2:
+        raise SourceError(f"{plane.path} has shape {page.shape}; expected one plane (y, x) a page")
+    return page
+
+
+def _zarr_header(files: Files, plane: Plane) -> tuple[str, tuple[int, int]]:
+    array = open_zarr(files, plane.path)
+    return str(array.dtype), (int(array.shape[-2]), int(array.shape[-1]))
+
+
+def _zarr_plane(files: Files, plane: Plane) -> Pixels:
+    array = open_zarr(files, plane.path)
+    claimed = math.prod(array.shape[-2:]) * array.dtype.itemsize
+    chunk = math.prod(array.chunks) * array.dtype.itemsize
+    if max(claimed, chunk) > LARGEST_PLANE_BYTES or len(plane.index) != array.ndim - 2:
+        raise SourceError(f"{plane.path} has shape {array.shape} in chunks of {array.chunks}; no plane {plane.index}")
+    try:
+        return np.asarray(array[plane.index])
+    except SourceError:
+        raise
+    except Exception as error:  # codecs raise whatever the bytes lead them to
+        raise SourceError(f"{plane.path} is damaged: {error}") from error
+
+
+@functools.lru_cache(maxsize=1024)
+def open_zarr(files: Files, path: str) -> Any:
+    """The Zarr array (version 2 or 3) at a path.
+
+    Raises:
+        SourceMissing: there is none.
+        SourceError: its metadata cannot be used.
+    """
+    import zarr.errors
+
+    from shardgen.zarr_store import FilesStore
+
+    try:
+        return zarr.open_array(FilesStore(files), path=path, mode="r")
+    except SourceError:
+        raise
+    except (zarr.errors.ArrayNotFoundError, FileNotFoundError) as error:
+        raise SourceMissing(f"{path} is no Zarr array") from error
+    except Exception as error:
+        raise SourceError(f"{path} is not a readable Zarr array: {error}") from error
+
+
+class _Remote(io.RawIOBase):
+    """A file on a server, read in blocks as they are asked for: the header of a TIFF without its pixels."""
+
+    _BLOCK = 2**16
+
+    def __init__(self, files: Files, path: str) -> None:
+        self._files, self._path, self._at, self._size = files, path, 0, files.size(path)
+        self._block = functools.lru_cache(maxsize=64)(self._fetch)
+
+    def _fetch(self, number: int) -> bytes:
+        first = number * self._BLOCK
+        return self._files.read(self._path, first, min(first + self._BLOCK, self._size) - 1)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        number, skip = divmod(self._at, self._BLOCK)
+        if self._at >= self._size:
+            return 0
+        part = self._block(number)[skip : skip + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
