@@ -1,6 +1,7 @@
 """NVIDIA DALI back end, CPU (`device_id=None`) or GPU: same work, same images as the native one.
 
-Encoded bytes go in through `external_source` without a copy; every random choice comes in as a per-sample
+Payloads go in through `external_source` without a copy: npy as bytes, decoded here by DALI; other codecs as pixels,
+decoded in the threads that fetch (see `_inputs`). Every random choice comes in as a per-sample
 argument, so DALI draws nothing itself. Equal bits for crop, turn, mirror and dataset normalisation; per-image
 normalisation sums in another order (see tests/bie_stream/test_loader.py for the tolerance).
 """
@@ -13,8 +14,11 @@ import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
+from bie_stream import codecs
 from bie_stream.normalise import IMAGE_VARIANCE_FLOOR
 from bie_stream.work import Fetch, Images, Settings, Work, ahead
+
+Inputs = list[codecs.Pixels]
 
 
 def images(steps: range, fetch: Fetch, settings: Settings) -> Images:
@@ -23,20 +27,39 @@ def images(steps: range, fetch: Fetch, settings: Settings) -> Images:
     if not depth:
         return
     pipeline = _pipeline(settings, depth)
-    inside: deque[Work] = deque()
-    for work in ahead(fetch, steps, settings.threads, settings.prefetch_batches):
-        _feed(pipeline, work)
-        inside.append(work)
+
+    def prepare(step: int) -> tuple[Work, Inputs]:
+        work = fetch(step)
+        return work, _inputs(work, settings)
+
+    inside: deque[tuple[Work, Inputs]] = deque()  # DALI reads inputs where they lie: they are kept until they are out
+    for work, inputs in ahead(prepare, steps, settings.threads, settings.prefetch_batches):
+        _feed(pipeline, work, inputs)
+        inside.append((work, inputs))
         if len(inside) == depth:
             pipeline.schedule_run()  # the first call runs all `depth` batches that were fed, each later call one
-            yield inside.popleft(), _take(pipeline, settings)
+            yield inside[0][0], _take(pipeline, settings)
+            inside.popleft()
     while inside:
-        yield inside.popleft(), _take(pipeline, settings)
+        yield inside[0][0], _take(pipeline, settings)
+        inside.popleft()
 
 
-def _feed(pipeline: Pipeline, work: Work) -> None:
+def _inputs(work: Work, settings: Settings) -> Inputs:
+    """What goes into the pipeline: bytes of npy, [C, Y, X] pixels of other codecs.
+
+    DALI on a CPU has no Blosc2, decodes HTJ2K by the same OpenJPEG with a line on stderr for every image, and
+    deflated TIFF no faster than tifffile.
+    """
+    if settings.codec == "npy":
+        return [np.frombuffer(payload, np.uint8) for payload in work.payloads]
+    decoded = (codecs.decode(p, settings.codec, form) for p, form in zip(work.payloads, work.forms, strict=True))
+    return [np.ascontiguousarray(pixels) for pixels in decoded]
+
+
+def _feed(pipeline: Pipeline, work: Work, inputs: Inputs) -> None:
     view = work.view
-    pipeline.feed_input("payload", [np.frombuffer(payload, np.uint8) for payload in work.payloads])
+    pipeline.feed_input("payload", inputs)
     pipeline.feed_input("corner", list(np.stack([view.top, view.left], axis=1).astype(np.int32)))
     for name in ("swap", "flip_y", "flip_x"):
         pipeline.feed_input(name, list(getattr(view, name).astype(np.int32)))
@@ -62,12 +85,14 @@ def _pipeline(settings: Settings, depth: int) -> Pipeline:
         enable_conditionals=True,
     )
     def graph() -> Any:
-        payload = fn.external_source(name="payload", dtype=types.UINT8, ndim=1, no_copy=True)
+        encoded = settings.codec == "npy"
+        x = fn.external_source(name="payload", ndim=1 if encoded else 3, no_copy=True)
         corner = fn.external_source(name="corner", dtype=types.INT32, ndim=1)
         swap = fn.external_source(name="swap", dtype=types.INT32, ndim=0)
         flip_y = fn.external_source(name="flip_y", dtype=types.INT32, ndim=0)
         flip_x = fn.external_source(name="flip_x", dtype=types.INT32, ndim=0)
-        x = fn.decoders.numpy(payload)
+        if encoded:
+            x = fn.decoders.numpy(x)
         x = fn.slice(x, corner, [height, width], axes=[1, 2])
         x = fn.cat(*[x[c : c + 1] for c in settings.channels], axis=0)
         if on_gpu:

@@ -63,7 +63,8 @@ class Dataset:
         self._place = [table[name].to_numpy() for name in ("shard", "offset", "size", "crc32c")]
         self._checked = np.zeros(len(table), dtype=bool)
         shapes = pc.list_flatten(table["shape"].combine_chunks()).to_numpy()
-        self.shapes: npt.NDArray[np.int64] = shapes.reshape(-1, 3)[:, 1:].astype(np.int64)
+        self._shapes: npt.NDArray[np.int64] = shapes.reshape(-1, 3).astype(np.int64)
+        self.shapes = self._shapes[:, 1:]
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -84,8 +85,13 @@ class Dataset:
         return len(self.table)
 
     def __getitem__(self, sample: int) -> codecs.Pixels:
-        pixels = codecs.decode(self.payload(range(len(self))[sample]))
+        sample = range(len(self))[sample]
+        pixels = codecs.decode(self.payload(sample), self.manifest.codec, self.form(sample))
         return pixels[list(self.channel_indices)]
+
+    def form(self, sample: int) -> codecs.Form:
+        """Shape and dtype that the payload of one sample must hold: all stored channels."""
+        return codecs.Form(tuple(self._shapes[sample].tolist()), self.manifest.dtype)
 
     def payload(self, sample: int) -> memoryview:
         """The encoded bytes of one sample; their checksum is verified the first time they are read.

@@ -104,6 +104,7 @@ class Loader:
         device = torch.device(device)
         self._settings = Settings(
             batch_size=batch_size // world_size,
+            codec=dataset.manifest.codec,
             channels=dataset.channel_indices,
             crop=_crop(dataset, crop, self._augment.quarter_turn),
             normalisation=(
@@ -159,7 +160,8 @@ class Loader:
             found = [self._readable(int(sample)) for sample in ids]
             ids = np.array([sample for sample, _ in found], dtype=np.int64)
             view = draw(self._augment, ids, self.dataset.shapes[ids], self._settings.crop, seed=seed, epoch=epoch)
-            return Work(ids, valid, [payload for _, payload in found], view)
+            forms = [self.dataset.form(sample) for sample, _ in found]
+            return Work(ids, valid, [payload for _, payload in found], forms, view)
 
         return fetch
 

@@ -21,9 +21,9 @@ def images(steps: range, fetch: Fetch, settings: Settings) -> Images:
 def _images(work: Work, settings: Settings) -> torch.Tensor:
     slab = np.empty((len(work.ids), len(settings.channels), *settings.crop), np.float32)
     channels, (height, width), view = list(settings.channels), settings.crop, work.view
-    for i, payload in enumerate(work.payloads):
+    for i, (payload, form) in enumerate(zip(work.payloads, work.forms, strict=True)):
         top, left = view.top[i], view.left[i]
-        image = codecs.decode(payload)[channels, top : top + height, left : left + width]
+        image = codecs.decode(payload, settings.codec, form)[channels, top : top + height, left : left + width]
         if view.swap[i]:
             image = image.transpose(0, 2, 1)
         image = image[:, :: -1 if view.flip_y[i] else 1, :: -1 if view.flip_x[i] else 1]

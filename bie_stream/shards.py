@@ -2,7 +2,7 @@
 
     <dataset>/
       dataset.json               manifest, written last: without it there is no dataset
-      shards/000000.tar          WebDataset: <key>.npy then <key>.json, ustar, byte-reproducible
+      shards/000000.tar          WebDataset: <key>.npy (or .tif, .jph, .b2nd) then <key>.json, ustar, byte-reproducible
       shards/000000.parquet      one row per sample (SAMPLE_COLUMNS, then the label columns); written after its tar
       shards/000000.idx          the index that DALI's own WebDataset reader wants
       rejects.parquet            what was not taken, and why
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bie_stream.atomic import PARTIAL, atomic_file
-from bie_stream.codecs import Codec, Dtype
+from bie_stream.codecs import SUFFIX, Codec, Dtype
 from bie_stream.errors import DatasetError, DatasetNotFound
 
 MANIFEST = "dataset.json"
@@ -124,7 +124,8 @@ def index_head(samples: int) -> str:
 
 def index_line(codec: Codec, key: str, payload: tuple[int, int], description: tuple[int, int]) -> str:
     """A sample's line of the DALI index; payload and description as (offset, size) in the tar, bytes."""
-    return f"{codec} {payload[0]} {payload[1]} {key}.{codec} json {description[0]} {description[1]} {key}.json"
+    suffix = SUFFIX[codec]
+    return f"{suffix} {payload[0]} {payload[1]} {key}.{suffix} json {description[0]} {description[1]} {key}.json"
 
 
 def tar_path(root: Path, name: str) -> Path:
@@ -162,7 +163,7 @@ class ShardWriter:
     def add(self, payload: bytes, row: Mapping[str, Any]) -> None:
         """Adds one sample; `row` is its table row without offset, size and crc32c."""
         description = describe_sample(row)
-        offset = self._member(f"{row['key']}.{self._codec}", payload)
+        offset = self._member(f"{row['key']}.{SUFFIX[self._codec]}", payload)
         aside = self._member(f"{row['key']}.json", description)
         self._rows.append({**row, "offset": offset, "size": len(payload), "crc32c": crc32c(payload)})
         self._index.append(index_line(self._codec, row["key"], (offset, len(payload)), (aside, len(description))))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from bie_stream.augment import View
+from bie_stream.codecs import Codec, Form
 from bie_stream.normalise import Normalisation
 
 
@@ -26,11 +27,13 @@ class Settings:
 
     Attributes:
         batch_size: samples of this rank in one batch.
+        codec: of the payloads.
         channels: indices into the stored channels, in the order wanted.
         crop: height and width of the images, in pixels.
     """
 
     batch_size: int
+    codec: Codec
     channels: tuple[int, ...]
     crop: tuple[int, int]
     normalisation: Normalisation
@@ -48,12 +51,14 @@ class Work:
         ids: [B] int64.
         valid: [B] bool, False where a row only fills up the batch.
         payloads: B encoded images.
+        forms: what each of them must hold.
         view: what is cut out of each.
     """
 
     ids: npt.NDArray[np.int64]
     valid: npt.NDArray[np.bool_]
     payloads: list[memoryview]
+    forms: list[Form]
     view: View
 
 

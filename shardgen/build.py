@@ -3,12 +3,14 @@
 It can be killed at any moment and run again: finished shards of the same plan are kept, and the bytes are the same.
 """
 
-import contextlib
+import json
 import multiprocessing
 import os
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from tqdm import tqdm
 
 from bie_stream import codecs
 from bie_stream.atomic import PARTIAL, atomic_file
+from bie_stream.codecs import Pixels
 from bie_stream.errors import DatasetNotFound, SourceError
 from bie_stream.shards import (
+    MANIFEST,
     REJECT_COLUMNS,
     REJECTS,
     SHARDS,
@@ -33,41 +37,64 @@ from bie_stream.shards import (
 )  # fmt: skip
 from shardgen.convert import samples
 from shardgen.pixels import read_field
-from shardgen.plan import Plan, Planned
+from shardgen.plan import Plan, Planned, np_size
 from shardgen.statistics import ChannelCounts, merged
 
 Advance = Callable[[int], object]
 
 
-def build(plan: Plan, out: Path, *, workers: int | None = None, max_rejects: int = 0) -> Manifest:
+def build(
+    plan: Plan, out: Path, *, workers: int | None = None, max_rejects: int = 0, retry_rejects: bool = False,
+    report: Path | None = None,
+) -> Manifest:  # fmt: skip
     """Writes the dataset of a plan into a folder.
 
     Args:
         workers: processes; None for one per core, and no more than there are shards to write.
         max_rejects: how many fields may be left out (and listed in `rejects.parquet`) because a plane is missing
             or damaged.
+        retry_rejects: write those shards anew that lack fields, in case they can be read now.
+        report: JSON to write about this run: how long, how much, how fast.
 
     Raises:
         SourceError: too many fields cannot be read, or the folder holds another dataset.
     """
-    with contextlib.suppress(DatasetNotFound):
-        there = read_manifest(out)
-        if there.plan_sha256 != plan.sha256:
-            raise SourceError(
-                f"{out} already holds another dataset ({there.study}, plan {there.plan_sha256[:12]}); "
-                "choose another --out"
-            )
+    started = time.monotonic()
+    there = _published(plan, out)
+    if there is not None and not (retry_rejects and there.rejected):
         return there
     names = [f"{number:06d}" for number in range(len(plan.shards))]
-    facts = {name: kept for name in names if (kept := _finished(out, name, plan))}
+    facts = {name: found for name in names if (found := _finished(out, name, plan))}
+    if retry_rejects:
+        (out / MANIFEST).unlink(missing_ok=True)  # until they are written anew there is no dataset
+        facts = {name: found for name, found in facts.items() if not found["rejects"]}
     todo = [(name, shard) for name, shard in zip(names, plan.shards, strict=True) if name not in facts]
-    with tqdm(total=plan.fields, unit="field", desc="build", dynamic_ncols=True) as bar:
-        bar.update(plan.fields - sum(len(shard) for _, shard in todo))
+    kept, before = len(facts), plan.fields - sum(len(shard) for _, shard in todo)
+    rejects = [reject for written in facts.values() for reject in written["rejects"]]
+    _hold(rejects, max_rejects)
+    with tqdm(total=plan.fields, initial=before, unit="field", desc="build", dynamic_ncols=True, disable=None) as bar:
         for name, written in _run(plan, out, todo, workers or os.cpu_count() or 1, max_rejects, bar.update):
             facts[name] = written
-            _hold(facts, max_rejects)
-    _hold(facts, max_rejects)
-    return _publish(plan, out, [facts[name] for name in names], names)
+            rejects += written["rejects"]
+            _hold(rejects, max_rejects)
+            bar.set_postfix_str(_speed(plan, int(bar.n) - before, time.monotonic() - started, len(rejects)))
+    manifest = _publish(plan, out, [facts[name] for name in names], names)
+    if report is not None:
+        seconds = time.monotonic() - started
+        _write_report(report, manifest, plan, kept, plan.fields - before, seconds)
+    return manifest
+
+
+def _published(plan: Plan, out: Path) -> Manifest | None:
+    try:
+        there = read_manifest(out)
+    except DatasetNotFound:
+        return None
+    if there.plan_sha256 != plan.sha256:
+        raise SourceError(
+            f"{out} already holds another dataset ({there.study}, plan {there.plan_sha256[:12]}); choose another --out"
+        )
+    return there
 
 
 def _finished(out: Path, name: str, plan: Plan) -> dict[str, Any] | None:
@@ -75,13 +102,38 @@ def _finished(out: Path, name: str, plan: Plan) -> dict[str, Any] | None:
     return facts if facts and facts["plan_sha256"] == plan.sha256 else None
 
 
-def _hold(facts: dict[str, dict[str, Any]], max_rejects: int) -> None:
-    rejects = [reject for written in facts.values() for reject in written["rejects"]]
+def _hold(rejects: list[dict[str, str]], max_rejects: int) -> None:
     if len(rejects) > max_rejects:
         allowed = f" ({len(rejects)} fields so far, --max-rejects is {max_rejects})" if max_rejects else ""
         raise SourceError(
             f"{rejects[-1]['reason']}{allowed}; mend the archive, or leave such fields out with --max-rejects"
         )
+
+
+def _speed(plan: Plan, fields: int, seconds: float, rejects: int) -> str:
+    planes = fields * len(plan.archive.channels) / seconds
+    height, width = plan.shape
+    return f"{planes:.0f} planes/s, {planes * height * width * np_size(plan.dtype) / 1e6:.0f} MB/s, {rejects} rejects"
+
+
+def _write_report(path: Path, manifest: Manifest, plan: Plan, kept: int, fields: int, seconds: float) -> None:
+    height, width = plan.shape
+    planes = fields * len(plan.archive.channels)
+    pixel_bytes = planes * height * width * np_size(plan.dtype)
+    said = {
+        "plan_sha256": plan.sha256,
+        "seconds": round(seconds, 3),
+        "fields": fields,
+        "planes": planes,
+        "planes_per_s": round(planes / seconds, 1),
+        "pixel_bytes_per_s": round(pixel_bytes / seconds),
+        "shards_kept": kept,
+        "shards_written": len(manifest.shards) - kept,
+        "samples": manifest.samples,
+        "rejected": manifest.rejected,
+    }
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(said, indent=2) + "\n")
 
 
 def _run(
@@ -147,19 +199,16 @@ def write_shard(
     counts = [ChannelCounts(plan.dtype) for _ in plan.archive.channels]
     rejects: list[dict[str, str]] = []
     with ShardWriter(out, name, plan.schema, plan.options.codec) as writer:
-        for planned in shard:
-            try:
-                pixels = read_field(plan.archive, planned.field, plan.dtype, plan.shape)
-                made = list(samples(plan, planned, pixels))
-            except SourceError as error:
+        for planned, pixels in _read(plan, shard):
+            if isinstance(pixels, SourceError):
                 field = planned.field
-                rejects.append({"plate": field.plate, "well": field.well, "field": field.field, "reason": str(error)})
-                _hold({name: {"rejects": rejects}}, max_rejects)
-                made = []
-            for pixels, row in made:
-                writer.add(codecs.encode(pixels), row)
-                for count, channel in zip(counts, pixels, strict=True):
-                    count.add(channel)
+                rejects.append({"plate": field.plate, "well": field.well, "field": field.field, "reason": str(pixels)})
+                _hold(rejects, max_rejects)
+            else:
+                for sample, row in samples(plan, planned, pixels):
+                    writer.add(codecs.encode(sample, plan.options.codec), row)
+                    for count, channel in zip(counts, sample, strict=True):
+                        count.add(channel)
             advance(1)
         writer.facts = {
             "plan_sha256": plan.sha256,
@@ -169,6 +218,30 @@ def write_shard(
     written = shard_facts(out, name)
     assert written is not None, f"shard {name} was just written"
     return written
+
+
+def _read(plan: Plan, shard: tuple[Planned, ...]) -> Iterator[tuple[Planned, Pixels | SourceError]]:
+    """The pixels of each field, in order, or why there are none. From a server, several fields at once."""
+
+    def read(planned: Planned) -> Pixels | SourceError:
+        try:
+            return read_field(plan.archive, planned.field, plan.dtype, plan.shape)
+        except SourceError as error:
+            return error
+
+    at_once = plan.archive.files.at_once
+    if at_once == 1:
+        yield from ((planned, read(planned)) for planned in shard)
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        reading = deque((planned, pool.submit(read, planned)) for planned in shard[:at_once])
+        for later in [*shard[at_once:], *[None] * at_once]:
+            if not reading:
+                return
+            planned, future = reading.popleft()
+            yield planned, future.result()
+            if later is not None:
+                reading.append((later, pool.submit(read, later)))
 
 
 def _publish(plan: Plan, out: Path, facts: list[dict[str, Any]], names: list[str]) -> Manifest:

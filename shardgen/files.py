@@ -12,6 +12,7 @@ import contextlib
 import functools
 import html.parser
 import itertools
+import json
 import os
 import random
 import threading
@@ -20,7 +21,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import httpx
 
@@ -29,6 +30,7 @@ from bie_stream.errors import SourceError, SourceMissing
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _AGENT = "Mozilla/5.0 (compatible; bie-stream)"  # BioStudies turns away what does not look like a browser
 _T = TypeVar("_T")
+_ONE_BY_ONE = threading.Lock()  # or threads that start together would each make a client and a limit of their own
 LARGEST_BYTES = 4 * 2**30  # of one file; what claims to be larger is refused
 
 
@@ -56,6 +58,10 @@ class Files(Protocol):
     @property
     def root(self) -> str: ...
 
+    @property
+    def at_once(self) -> int:
+        """How many reads at once are worth it."""
+
     def __hash__(self) -> int: ...
 
     def read(self, path: str, first: int = 0, last: int | None = None) -> bytes:
@@ -78,6 +84,16 @@ def open_files(root: str | Path, transfer: Transfer = Transfer()) -> Files:
     return Http(str(root).rstrip("/"), transfer) if is_url(str(root)) else Local(str(Path(root).resolve()))
 
 
+def walk(files: Files, folder: str = "") -> Iterator[str]:
+    """Paths of all files below a folder, sorted within each folder."""
+    prefix = f"{folder}/" if folder else ""
+    for name in files.list(folder):
+        if name.endswith("/"):
+            yield from walk(files, f"{prefix}{name[:-1]}")
+        else:
+            yield f"{prefix}{name}"
+
+
 def is_url(root: str) -> bool:
     """Whether this is read over HTTP."""
     return root.startswith(("http://", "https://"))
@@ -88,6 +104,7 @@ class Local:
     """Files in a folder; `root` is its resolved path."""
 
     root: str
+    at_once: ClassVar[int] = 1
 
     def path(self, path: str) -> Path:
         """Where a file lies; also through links, it is inside the root."""
@@ -105,10 +122,10 @@ class Local:
             raise SourceMissing(f"{self.root}/{path} is not there") from error
 
     def size(self, path: str) -> int:
-        try:
-            return self.path(path).stat().st_size
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise SourceMissing(f"{self.root}/{path} is not there") from error
+        place = self.path(path)
+        if not place.is_file():
+            raise SourceMissing(f"{self.root}/{path} is not there")
+        return place.stat().st_size
 
     def list(self, folder: str = "") -> list[str]:
         try:
@@ -125,6 +142,10 @@ class Http:
     root: str
     transfer: Transfer = Transfer()
 
+    @property
+    def at_once(self) -> int:
+        return self.transfer.connections
+
     def url(self, path: str) -> str:
         """The address of a file; blanks, brackets, `#` and `+` in its name are escaped."""
         return "/".join([self.root, *(urllib.parse.quote(part, safe="") for part in _inside(path).parts)])
@@ -137,7 +158,11 @@ class Http:
 
         def ask() -> int:  # HEAD, because the sizes in a listing are rounded
             with _request("HEAD", url, self.transfer, {}) as response:
-                return int(response.headers["content-length"])
+                response.read()  # nothing, but only then the connection is used again
+                size = response.headers.get("content-length", "")
+                if not size.isdecimal():
+                    raise SourceError(f"{url}: the server does not say how large this file is")
+                return int(size)
 
         return _until_it_works(ask, url, self.transfer)
 
@@ -163,18 +188,28 @@ def fetch(url: str, transfer: Transfer = Transfer(), first: int = 0, last: int |
         if body:
             headers["If-Range"] = version
         with _request("GET", url, transfer, headers) as response:
+            beyond = response.status_code == 416
+            if beyond and not body:  # nothing is there, as in a local file
+                return b""
             ranged = response.status_code == 206
+            found = response.headers.get("etag") or response.headers.get("last-modified") or ""
+            if ranged and not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
+                raise _Again("it sent another part than was asked for")
+            if body and (beyond or (ranged and found != version)):  # a server that does not mind If-Range
+                body.clear()
+                raise _Again("the file has changed meanwhile")
             if not ranged:  # the server begins anew: it knows no ranges, or the file has changed
                 body.clear()
-            version = response.headers.get("etag") or response.headers.get("last-modified") or ""
+            version = found
+            if ranged or last is None:
+                _require_not_too_large(url, len(body) + int(response.headers.get("content-length", 0)))
             skip = 0 if ranged else first
             for chunk in response.iter_raw():
                 body.extend(chunk[skip:])
                 skip = max(0, skip - len(chunk))
-                if len(body) > LARGEST_BYTES:
-                    raise SourceError(f"{url} is larger than {LARGEST_BYTES / 2**30:.0f} GiB; no plane or table is")
-                if last is not None and len(body) > last - first:
-                    break
+                _require_not_too_large(url, len(body))
+                if not ranged and last is not None and len(body) > last - first:
+                    break  # the rest of the file is not wanted; to read a part to its end keeps the connection
         return bytes(body if last is None else body[: last + 1 - first])
 
     def whole_or_from_here() -> bytes:
@@ -186,6 +221,22 @@ def fetch(url: str, transfer: Transfer = Transfer(), first: int = 0, last: int |
             raise
 
     return _until_it_works(whole_or_from_here, url, transfer)
+
+
+def fetch_json(url: str, transfer: Transfer = Transfer()) -> dict[str, Any]:
+    """A JSON object; raises as `fetch`, and where the body is none."""
+    try:
+        found = json.loads(fetch(url, transfer))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{url} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"{url} is {type(found).__name__}, expected a JSON object")
+    return found
+
+
+def _require_not_too_large(url: str, size: int) -> None:
+    if size > LARGEST_BYTES:
+        raise SourceError(f"{url} is larger than {LARGEST_BYTES / 2**30:.0f} GiB; no plane or table is")
 
 
 class _Again(Exception):
@@ -201,7 +252,7 @@ def _until_it_works(attempt: Callable[[], _T], url: str, transfer: Transfer) -> 
     for tries in itertools.count(1):
         try:
             return attempt()
-        except (_Again, httpx.TransportError) as error:
+        except (_Again, httpx.RequestError) as error:
             reason = str(error) or type(error).__name__
             if tries == transfer.tries:
                 raise SourceError(f"{url}: {reason}, after {tries} tries; the same command again goes on") from error
@@ -214,25 +265,27 @@ def _until_it_works(attempt: Callable[[], _T], url: str, transfer: Transfer) -> 
 @contextlib.contextmanager
 def _request(method: str, url: str, transfer: Transfer, headers: dict[str, str]) -> Iterator[httpx.Response]:
     host = urllib.parse.urlsplit(url).netloc
-    with _connection(host, transfer.connections), _client(transfer).stream(method, url, headers=headers) as response:
+    with _ONE_BY_ONE:
+        turn, client = _connection(host, transfer.connections), _client(transfer)
+    with turn, client.stream(method, url, headers=headers) as response:
         status = response.status_code
         if status in (404, 410):
             raise SourceMissing(f"{url} is not there (HTTP {status})")
         if status in _AGAIN:
             after = response.headers.get("retry-after", "")
-            raise _Again(f"HTTP {status}", float(after) if after.isdigit() else 0.0)
-        if status >= 400:
+            raise _Again(f"HTTP {status}", float(after) if after.isdecimal() else 0.0)
+        if status >= 400 and status != 416:
             raise SourceError(f"{url} cannot be read (HTTP {status})")
         yield response
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _client(transfer: Transfer) -> httpx.Client:
     headers = {"User-Agent": _AGENT, "Accept-Encoding": "identity"}  # sizes and ranges are those of the file
     return httpx.Client(headers=headers, timeout=transfer.timeout_s, follow_redirects=True)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _connection(host: str, connections: int) -> threading.BoundedSemaphore:
     return threading.BoundedSemaphore(connections)
 
@@ -253,8 +306,8 @@ class _Links(html.parser.HTMLParser):
         self.names: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        link = dict(attrs).get("href") if tag == "a" else None
-        if link and not link.startswith(("/", "?", "#", ".")) and ":" not in link:
-            name = urllib.parse.unquote(link)
+        link = (dict(attrs).get("href") if tag == "a" else None) or "/"
+        if not link.startswith(("/", "?", "#")) and (link.startswith("./") or ":" not in link):
+            name = urllib.parse.unquote(link.removeprefix("./"))  # Apache writes ./a:b, because a: is a scheme
             if "/" not in name.rstrip("/") and name.strip("/") not in ("", ".", ".."):
                 self.names.add(name)

@@ -14,6 +14,8 @@ from shardgen.archive import Archive, Field, Plane
 from shardgen.files import Files, Local
 
 LARGEST_PLANE_BYTES = 2**30  # unpacked; what claims to be larger is refused before memory is taken for it
+MOST_CHUNKS = 2**16  # of a Zarr plane: each is a file or a request
+MOST_CHUNKS_OF_SHARD = 2**22  # their index is read first, 16 bytes each
 
 
 def probe(archive: Archive) -> tuple[Dtype, tuple[int, int]]:
@@ -114,43 +116,46 @@ def _page(tif: tifffile.TiffFile, plane: Plane) -> Any:
 
 def _zarr_header(files: Files, plane: Plane) -> tuple[str, tuple[int, int]]:
     array = open_zarr(files, plane.path)
-    return str(array.dtype), (int(array.shape[-2]), int(array.shape[-1]))
+    _require_plane(array, plane)
+    return array.dtype.name, (array.shape[-2], array.shape[-1])
 
 
 def _zarr_plane(files: Files, plane: Plane) -> Pixels:
     array = open_zarr(files, plane.path)
-    claimed = math.prod(array.shape[-2:]) * array.dtype.itemsize
-    chunk = math.prod(array.chunks) * array.dtype.itemsize
-    if max(claimed, chunk) > LARGEST_PLANE_BYTES or len(plane.index) != array.ndim - 2:
-        raise SourceError(f"{plane.path} has shape {array.shape} in chunks of {array.chunks}; no plane {plane.index}")
+    _require_plane(array, plane)
     try:
-        return np.asarray(array[plane.index])
+        pixels = np.asarray(array[plane.index])
     except SourceError:
         raise
     except Exception as error:  # codecs raise whatever the bytes lead them to
         raise SourceError(f"{plane.path} is damaged: {error}") from error
+    return pixels.astype(array.dtype.newbyteorder("="), copy=False)  # bioformats2raw writes big-endian pixels
+
+
+def _require_plane(array: Any, plane: Plane) -> None:
+    """The array has this plane, and reading it takes no more memory and requests than a plane may."""
+    *leading, height, width = array.shape
+    if len(plane.index) != len(leading) or not all(0 <= i < n for i, n in zip(plane.index, leading, strict=True)):
+        raise SourceError(f"{plane.path} has shape {array.shape}; no plane {plane.index}")
+    chunk, shard = math.prod(array.chunks), math.prod(array.shards or array.chunks)
+    if array.shards and len(array.metadata.codecs) > 1:  # something is around the shards: they are unpacked whole
+        chunk = shard
+    chunks = math.ceil(height / array.chunks[-2]) * math.ceil(width / array.chunks[-1])
+    largest = max(height * width, chunk) * array.dtype.itemsize
+    if largest > LARGEST_PLANE_BYTES or chunks > MOST_CHUNKS or shard // math.prod(array.chunks) > MOST_CHUNKS_OF_SHARD:
+        raise SourceError(
+            f"{plane.path} has shape {array.shape} in chunks of {array.chunks}, shards of {array.shards}; "
+            f"a plane or chunk may take {LARGEST_PLANE_BYTES / 2**20:.0f} MiB, a plane {MOST_CHUNKS} chunks "
+            f"and a shard {MOST_CHUNKS_OF_SHARD}"
+        )
 
 
 @functools.lru_cache(maxsize=1024)
 def open_zarr(files: Files, path: str) -> Any:
-    """The Zarr array (version 2 or 3) at a path.
+    """The Zarr array (version 2 or 3) at a path; raises as `shardgen.zarr_store.open_array`."""
+    from shardgen.zarr_store import open_array  # zarr takes long to import, and most archives have none
 
-    Raises:
-        SourceMissing: there is none.
-        SourceError: its metadata cannot be used.
-    """
-    import zarr.errors
-
-    from shardgen.zarr_store import FilesStore
-
-    try:
-        return zarr.open_array(FilesStore(files), path=path, mode="r")
-    except SourceError:
-        raise
-    except (zarr.errors.ArrayNotFoundError, FileNotFoundError) as error:
-        raise SourceMissing(f"{path} is no Zarr array") from error
-    except Exception as error:
-        raise SourceError(f"{path} is not a readable Zarr array: {error}") from error
+    return open_array(files, path)
 
 
 class _Remote(io.RawIOBase):

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic import Field as Option
 
-from bie_stream.codecs import Codec, Dtype
+from bie_stream.codecs import Codec, Dtype, require
 from bie_stream.errors import SourceError
 from bie_stream.shards import SAMPLE_COLUMNS
 from shardgen.archive import Archive, Field, Label
@@ -119,6 +119,7 @@ def make_plan(archive: Archive, options: Options, dtype: Dtype, shape: tuple[int
     Raises:
         SourceError: the options do not fit the archive.
     """
+    require(options.codec, dtype)
     if options.tile and options.tile > min(shape):
         raise SourceError(f"tile {options.tile} is larger than the fields, {shape[0]} x {shape[1]} pixels")
     height, width = (options.tile, options.tile) if options.tile else shape

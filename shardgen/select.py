@@ -1,9 +1,9 @@
 """Which of an archive's fields are taken: pure functions, the same for every source."""
 
-import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic import Field as Option
@@ -12,6 +12,7 @@ from bie_stream.errors import SourceError, nearest
 from bie_stream.shards import Channel
 from shardgen.archive import Archive, Field, Label, Plane, natural, some, split_well
 
+_Accepts = Callable[[Field], bool]
 Slices = str | int  # `each`, `max`, `middle`, or an index
 
 
@@ -20,7 +21,7 @@ class Selection(BaseModel):
 
     Attributes:
         wells: `A1`, or `A1` of one plate only as `plate/A1`.
-        channels: names, in the order wanted.
+        channels: those wanted, in order, each with the name that it is to have.
         where: for a label column the values wanted, as text.
         z, t: `each` makes a field of every slice, `max` the maximum over all, `middle` takes the middle one (the
             upper of two), a number that one.
@@ -32,7 +33,7 @@ class Selection(BaseModel):
     plates: tuple[str, ...] | None = None
     wells: tuple[str, ...] | None = None
     fields: tuple[str, ...] | None = None
-    channels: tuple[str, ...] | None = None
+    channels: dict[str, str] | None = None
     where: dict[str, tuple[str, ...]] = {}
     z: Slices = "each"
     t: Slices = "each"
@@ -54,13 +55,13 @@ def select(archive: Archive, chosen: Selection) -> Archive:
     Raises:
         SourceError: something that is wanted is not there.
     """
-    fields: Sequence[Field] = archive.fields
-    fields = _named("plate", fields, chosen.plates, lambda field: field.plate)
-    fields = _wells(fields, chosen.wells)
-    fields = _named("field", fields, chosen.fields, lambda field: field.field)
-    for column, values in chosen.where.items():
-        label = _label(archive.labels, column)
-        fields = _named(column, fields, values, lambda field: label(field))  # noqa: B023 - used at once
+    wanted = [
+        _named("plate", archive, chosen.plates, lambda field: field.plate),
+        _wells(archive, chosen.wells),
+        _named("field", archive, chosen.fields, lambda field: field.field),
+        *(_named(column, archive, values, _label(archive.labels, column)) for column, values in chosen.where.items()),
+    ]
+    fields: Sequence[Field] = [field for field in archive.fields if all(accept(field) for accept in wanted)]
     fields = _slices("z", fields, chosen.z)
     fields = _slices("t", fields, chosen.t)
     channels, fields = _channels(archive, fields, chosen.channels)
@@ -69,32 +70,30 @@ def select(archive: Archive, chosen: Selection) -> Archive:
         raise SourceError(f"nothing of {archive.source} is left: {chosen.model_dump(exclude_defaults=True)}")
     wells = {(field.plate, field.well) for field in fields}
     labels = {well: row for well, row in archive.labels.items() if well in wells}
-    return dataclasses.replace(archive, fields=tuple(fields), channels=channels, labels=labels)
+    return replace(archive, fields=tuple(fields), channels=channels, labels=labels)
 
 
-def _named(
-    what: str, fields: Sequence[Field], wanted: Iterable[str] | None, name: Callable[[Field], str]
-) -> Sequence[Field]:
+def _named(what: str, archive: Archive, wanted: Iterable[str] | None, name: Callable[[Field], str]) -> _Accepts:
     if wanted is None:
-        return fields
-    wanted, there = set(wanted), {name(field) for field in fields}
-    for missing in sorted(wanted - there):
+        return lambda field: True
+    names, there = set(wanted), {name(field) for field in archive.fields}
+    for missing in sorted(names - there):
         raise SourceError(f"no {what} {missing!r}; {nearest(missing, sorted(there, key=natural))}")
-    return [field for field in fields if name(field) in wanted]
+    return lambda field: name(field) in names
 
 
-def _wells(fields: Sequence[Field], wanted: Iterable[str] | None) -> Sequence[Field]:
+def _wells(archive: Archive, wanted: Iterable[str] | None) -> _Accepts:
     if wanted is None:
-        return fields
+        return lambda field: True
     names = set()
     for text in wanted:
         plate, slash, well = text.rpartition("/")
         row, column = split_well(well)
         names.add(f"{plate}{slash}{row}{column}")
-    there = {name for field in fields for name in (field.well, f"{field.plate}/{field.well}")}
+    there = {name for field in archive.fields for name in (field.well, f"{field.plate}/{field.well}")}
     if missing := sorted(names - there, key=natural):
         raise SourceError(f"{len(missing)} wells are not there: {some(missing)}")
-    return [field for field in fields if field.well in names or f"{field.plate}/{field.well}" in names]
+    return lambda field: field.well in names or f"{field.plate}/{field.well}" in names
 
 
 def _label(labels: Mapping[tuple[str, str], Mapping[str, Label]], column: str) -> Callable[[Field], str]:
@@ -122,7 +121,7 @@ def _slices(axis: str, fields: Sequence[Field], chosen: Slices) -> Sequence[Fiel
         if chosen == "max":
             planes = tuple(_together(channel) for channel in zip(*(field.planes for field in stack), strict=True))
             changed = {"planes": planes, axis: 0}
-            taken.append(dataclasses.replace(stack[0], **changed))  # type: ignore[arg-type]
+            taken.append(replace(stack[0], **changed))  # type: ignore[arg-type]
         elif chosen == "middle":
             taken.append(stack[len(stack) // 2])
         else:
@@ -139,7 +138,7 @@ def _together(slices: tuple[tuple[Plane, ...], ...]) -> tuple[Plane, ...]:
 
 
 def _channels(
-    archive: Archive, fields: Sequence[Field], wanted: Iterable[str] | None
+    archive: Archive, fields: Sequence[Field], wanted: Mapping[str, str] | None
 ) -> tuple[tuple[Channel, ...], Sequence[Field]]:
     if wanted is None:
         return archive.channels, fields
@@ -147,12 +146,13 @@ def _channels(
     for name in wanted:
         if name not in names:
             raise SourceError(f"no channel {name!r}; {nearest(name, names)}")
+    if len(set(wanted.values())) != len(wanted):
+        raise SourceError(f"two channels have one name: {some(list(wanted.values()))}")
     numbers = [names.index(name) for name in wanted]
+    channels = tuple(archive.channels[n].model_copy(update={"name": wanted[names[n]]}) for n in numbers)
     if numbers == list(range(len(names))):
-        return archive.channels, fields
-    return tuple(archive.channels[n] for n in numbers), [
-        dataclasses.replace(field, planes=tuple(field.planes[n] for n in numbers)) for field in fields
-    ]
+        return channels, fields
+    return channels, [replace(field, planes=tuple(field.planes[n] for n in numbers)) for field in fields]
 
 
 def parse_where(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:

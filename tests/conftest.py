@@ -24,7 +24,7 @@ from shardgen.pixels import probe
 from shardgen.plan import Options, make_plan
 from shardgen.studies import demo
 
-WriteDataset = Callable[[Sequence[npt.NDArray[np.generic]]], Path]
+WriteDataset = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -51,14 +51,14 @@ def own_plate_dataset(plate_dataset: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write_dataset(tmp_path: Path) -> WriteDataset:
-    """A function that writes [C, Y, X] images, of any shapes, as a dataset of one shard."""
+    """A function that writes [C, Y, X] images, of any shapes, as a dataset of one shard; `codec=` other than npy."""
 
-    def write(images: Sequence[npt.NDArray[np.generic]]) -> Path:
+    def write(images: Sequence[npt.NDArray[np.generic]], codec: codecs.Codec = "npy") -> Path:
         root = tmp_path / "written"
-        with ShardWriter(root, "000000", SAMPLE_COLUMNS, "npy") as writer:
+        with ShardWriter(root, "000000", SAMPLE_COLUMNS, codec) as writer:
             for i, image in enumerate(images):
                 row = {"key": f"s{i}", "shape": list(image.shape), "plate": "p", "well": f"A{i + 1}", "field": "1"}
-                writer.add(codecs.encode(image), row | {"z": 0, "t": 0, "top": 0, "left": 0, "split": "train"})
+                writer.add(codecs.encode(image, codec), row | {"z": 0, "t": 0, "top": 0, "left": 0, "split": "train"})
         facts = shard_facts(root, "000000")
         assert facts is not None
         pixels = [np.concatenate([image[c].ravel() for image in images]) for c in range(len(images[0]))]
@@ -80,7 +80,7 @@ def write_dataset(tmp_path: Path) -> WriteDataset:
             channels=tuple(Channel(name=f"c{c}") for c in range(len(pixels))),
             dtype=images[0].dtype.name,
             pixel_size_um=None,
-            codec="npy",
+            codec=codec,
             samples=len(images),
             splits={"train": len(images)},
             labels=(),

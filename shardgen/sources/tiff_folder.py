@@ -7,16 +7,13 @@ A placeholder in braces stands for a part of the name; `{*}` is any text. A patt
 the file's name, at any depth; one with `/` against the path inside the folder.
 """
 
-import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable
 
 from bie_stream.errors import SourceError, nearest
 from bie_stream.shards import Channel
-from shardgen.archive import Archive, Field, Plane, natural, some, split_well
-from shardgen.files import open_files
-from shardgen.labels import read_labels
+from shardgen.archive import Field, Layout, Plane, natural, split_well
+from shardgen.files import Files, walk
 
 _PARTS = {
     "plate": r"[^/]+?",
@@ -32,33 +29,23 @@ _PARTS = {
 _SUFFIXES = (".tif", ".tiff")
 
 
-def find(
-    root: Path,
-    pattern: str,
-    *,
-    labels: Path | None = None,
-    channels: dict[str, str] | None = None,
-    plate: str | None = None,
-) -> Archive:
-    """The fields of a folder.
+def find(files: Files, pattern: str, *, names: Iterable[str] | None = None, plate: str = "") -> Layout:
+    """The fields among files; channels are named by their text in the names.
 
     Args:
-        root: the folder.
         pattern: see above.
-        labels: CSV of well labels, see `shardgen.labels`.
-        channels: for each `{channel}` text in the names the channel's name, in the order wanted; planes of other
-            channels are left alone. None: all, named by that text.
-        plate: the plate's name where the pattern has none; None: the folder's name.
+        names: paths to choose from, where they are known; None: all below the root.
+        plate: the plate's name where the pattern has none.
 
     Raises:
         SourceError: nothing matches, or two files claim to be the same plane.
     """
-    if not root.is_dir():
-        raise SourceError(f"{root} is not a folder, and not a study that this version knows")
     expression = compile_pattern(pattern)
     planes: dict[tuple[str, str, str, int, int], dict[str, str]] = {}
     total, last = 0, ""
-    for file in _tiffs(root):
+    for file in names if names is not None else walk(files):
+        if not file.lower().endswith(_SUFFIXES):
+            continue
         total, last = total + 1, file
         match = expression.fullmatch(file if "/" in pattern else file.rsplit("/", 1)[-1])
         if not match:
@@ -66,7 +53,7 @@ def find(
         parts = match.groupdict()
         row, column = split_well(parts.get("well") or f"{parts['row']}{parts['column']}")
         place = (
-            parts.get("plate") or plate or root.resolve().name,
+            parts.get("plate") or plate,
             f"{row}{column}",
             parts.get("field") or "1",
             int(parts.get("z") or 0),
@@ -79,30 +66,20 @@ def find(
                 f"{other} and {file} are both {_name(place)} channel {channel}; make the pattern tell them apart"
             )
     if not total:
-        raise SourceError(f"{root} holds no TIFF file ({', '.join(_SUFFIXES)})")
+        raise SourceError(f"{files.root} holds no TIFF file ({', '.join(_SUFFIXES)})")
     if not planes:
-        raise SourceError(f"pattern {pattern!r} matches none of {total} TIFF files in {root}; one of them is {last!r}")
+        raise SourceError(
+            f"pattern {pattern!r} matches none of {total} TIFF files in {files.root}; one of them is {last!r}"
+        )
 
-    seen = sorted({channel for files in planes.values() for channel in files}, key=natural)
-    wanted = channels or {channel: channel for channel in seen}
-    for channel in wanted:
-        if channel not in seen:
-            raise SourceError(f"no file has channel {channel!r}; {nearest(channel, seen)}")
-    if len(set(wanted.values())) != len(wanted):
-        raise SourceError(f"two channels have one name: {some(list(wanted.values()))}")
+    seen = sorted({channel for found in planes.values() for channel in found}, key=natural)
     fields = (
-        Field(*place, planes=tuple((Plane(files[channel]),) if channel in files else () for channel in wanted))
-        for place, files in planes.items()
-        if any(channel in files for channel in wanted)
+        Field(*place, planes=tuple((Plane(found[channel]),) if channel in found else () for channel in seen))
+        for place, found in planes.items()
     )
-    ordered = tuple(sorted(fields, key=lambda field: field.order))
-    return Archive(
-        files=open_files(root),
-        study=root.resolve().name,
-        source=str(root),
-        channels=tuple(Channel(name=name) for name in wanted.values()),
-        fields=ordered,
-        labels=read_labels(labels, ((field.plate, field.well) for field in ordered)) if labels else {},
+    return Layout(
+        channels=tuple(Channel(name=name) for name in seen),
+        fields=tuple(sorted(fields, key=lambda field: field.order)),
     )
 
 
@@ -126,14 +103,6 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     if not ("well" in used or {"row", "column"} <= used):
         raise SourceError(f"pattern {pattern!r} does not tell the well: it needs {{well}}, or {{row}} and {{column}}")
     return re.compile(expression)
-
-
-def _tiffs(root: Path) -> Iterator[str]:
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        for file in sorted(files):
-            if file.lower().endswith(_SUFFIXES):
-                yield Path(folder, file).relative_to(root).as_posix()
 
 
 def _name(place: tuple[str, str, str, int, int]) -> str:

@@ -1,21 +1,15 @@
-"""Studies that can be built by name: one file each, with SUMMARY and fetch(raw folder) → Archive."""
+"""Studies that can be built by name: one file each."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Mapping
 
-from shardgen.archive import Archive
-from shardgen.studies import demo
+from shardgen.studies import demo, idr0006, idr0036, idr0093, idr0094
+from shardgen.studies.study import Study
 
-
-class Study(Protocol):
-    """What a study's file offers."""
-
-    @property
-    def SUMMARY(self) -> str: ...  # noqa: N802 - a constant of the module
-
-    @property
-    def fetch(self) -> Callable[[Path], Archive]: ...
-
-
-STUDIES: Mapping[str, Study] = {"demo": demo}
+STUDIES: Mapping[str, Study] = {
+    "demo": demo.STUDY,
+    "idr0006": idr0006.STUDY,
+    "idr0036": idr0036.STUDY,
+    "idr0093": idr0093.STUDY,
+    "idr0094A": idr0094.SCREEN_A,
+    "idr0094B": idr0094.SCREEN_B,
+}

@@ -2,7 +2,6 @@
 in that folder like any other."""
 
 import csv
-from dataclasses import replace
 from pathlib import Path
 
 import tifffile
@@ -10,17 +9,24 @@ from tqdm import tqdm
 
 from bie_stream import synth
 from bie_stream.atomic import atomic_file
+from bie_stream.errors import SourceError
 from shardgen.archive import Archive
+from shardgen.files import open_files
+from shardgen.labels import labels_of, parse_table
+from shardgen.request import Request
+from shardgen.select import Selection, select
 from shardgen.sources import tiff_folder
+from shardgen.studies.study import Study
 
-SUMMARY = "a procedural plate of 5 phenotypes: 60 wells, 240 fields of 3 x 256 x 256 uint16, CC0"
 PLATE = synth.Plate()
 PATTERN = "{plate}_{well}_s{field}_w{channel}.tif"
 
 
-def fetch(raw: Path) -> Archive:
-    """Writes what is not there yet of the raw archive into `raw`, and finds its fields."""
-    return find(write(raw, PLATE))
+def fetch(request: Request) -> Archive:
+    """Writes what is not there yet of the raw archive, and finds its fields."""
+    if request.raw is None:
+        raise SourceError("the demo is written when it is built; build it, or plan its raw folder")
+    return find(write(request.raw, PLATE))
 
 
 def write(raw: Path, plate: synth.Plate) -> Path:
@@ -45,8 +51,28 @@ def write(raw: Path, plate: synth.Plate) -> Path:
 def find(raw: Path) -> Archive:
     """The fields of a raw archive that `write` wrote."""
     names = {str(w): name for w, name in enumerate(synth.CHANNELS, start=1)}
-    archive = tiff_folder.find(raw, PATTERN, labels=raw / "wells.csv", channels=names)
-    return replace(
-        archive, study="demo", source="shardgen build demo", licence="CC0-1.0", pixel_size_um=synth.PIXEL_SIZE_UM,
+    files = open_files(raw)
+    layout = tiff_folder.find(files, PATTERN)
+    table = parse_table(files.read("wells.csv"), "wells.csv")
+    archive = Archive(
+        files=files,
+        study="demo",
+        source="shardgen build demo",
+        channels=layout.channels,
+        fields=layout.fields,
+        labels=labels_of(table, ((field.plate, field.well) for field in layout.fields)),
+        licence="CC0-1.0",
         citation="bie-stream, procedural plate",
-    )  # fmt: skip
+        pixel_size_um=synth.PIXEL_SIZE_UM,
+    )
+    return select(archive, Selection(channels=names))
+
+
+STUDY = Study(
+    title="a procedural plate of 5 phenotypes, for trying everything without a download",
+    licence="CC0-1.0",
+    size="1 plate, 60 wells, 240 fields of 3 x 256 x 256 uint16, 94 MB",
+    channels=synth.CHANNELS,
+    labels=("phenotype",),
+    find=fetch,
+)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import tifffile
 
+from shardgen.find import find
 from shardgen.pixels import probe
 from shardgen.plan import Options, Plan, make_plan
-from shardgen.sources import tiff_folder
+from shardgen.request import Request
+from shardgen.select import Selection
 
 PATTERN = "{well}_s{field}_w{channel}.tif"
 REPOSITORY = Path(__file__).parents[2]
@@ -55,7 +57,7 @@ def raw(tmp_path: Path) -> Path:
 
 
 def _plan(raw: Path, labels: Path | None = None, channels: dict[str, str] | None = None, **options: Any) -> Plan:
-    archive = tiff_folder.find(raw, PATTERN, labels=labels, channels=channels)
+    archive = find(str(raw), Request(pattern=PATTERN, labels=labels, selection=Selection(channels=channels)))
     return make_plan(archive, Options(**options), *probe(archive))
 
 

@@ -72,7 +72,7 @@ def assert_refused(result: subprocess.CompletedProcess[str], out: Path, said: st
     [
         (empty, "holds no TIFF"), (mismatched, "matches none of 20"), (lacking, "lacks 4 of 5 wells"),
         (doubled, "twice"), (truncated, "B02_s1_w2.tif is damaged"), (of_other_shape, "(12, 17)"),
-        (of_other_dtype, "uint8"), (unknown_channel, "no file has channel '7'"),
+        (of_other_dtype, "uint8"), (unknown_channel, "no channel '7'"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_with_one_line_and_leaves_no_dataset(

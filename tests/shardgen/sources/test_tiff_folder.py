@@ -4,16 +4,17 @@ import pytest
 
 from bie_stream.errors import SourceError
 from shardgen.archive import Plane
+from shardgen.files import Files, open_files
 from shardgen.sources.tiff_folder import compile_pattern, find
 
 
-def touch(root: Path, *names: str) -> Path:
+def touch(root: Path, *names: str) -> Files:
     root.mkdir(exist_ok=True)
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    return root
+    return open_files(root)
 
 
 def test_plate_well_field_and_channel_come_from_the_path(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_row_and_column_make_a_well_and_a_star_is_any_text(tmp_path: Path) -> No
     raw = touch(tmp_path / "raw", "deep/Channel1-07-C-04.tif", "deep/Channel2-08-C-04.tif")
     archive = find(raw, "Channel{channel}-{*}-{row}-{column}.tif")
     (field,) = archive.fields
-    assert (field.plate, field.well, field.field) == ("raw", "C4", "1")
+    assert (field.plate, field.well, field.field) == ("", "C4", "1")
     assert field.planes == ((Plane("deep/Channel1-07-C-04.tif"),), (Plane("deep/Channel2-08-C-04.tif"),))
 
 
@@ -39,14 +40,17 @@ def test_z_and_t_are_numbers_and_the_plate_can_be_given(tmp_path: Path) -> None:
     assert [(f.plate, f.t, f.z) for f in archive.fields] == [("mine", 2, 3), ("mine", 10, 1)]
 
 
-def test_channels_are_renamed_ordered_and_left_out_as_asked(tmp_path: Path) -> None:
-    raw = touch(tmp_path / "raw", "A1_w1.tif", "A1_w2.tif", "A1_w3.tif", "A2_w3.tif", "A3_w2.tif")
-    archive = find(raw, "{well}_w{channel}.tif", channels={"3": "Actin", "1": "DNA"})
-    assert [c.name for c in archive.channels] == ["Actin", "DNA"]
+def test_a_plane_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    archive = find(touch(tmp_path / "raw", "A1_w1.tif", "A1_w3.tif", "A2_w3.tif"), "{well}_w{channel}.tif")
     assert {f.well: f.planes for f in archive.fields} == {
-        "A1": ((Plane("A1_w3.tif"),), (Plane("A1_w1.tif"),)),
-        "A2": ((Plane("A2_w3.tif"),), ()),
+        "A1": ((Plane("A1_w1.tif"),), (Plane("A1_w3.tif"),)),
+        "A2": ((), (Plane("A2_w3.tif"),)),
     }
+
+
+def test_files_are_chosen_from_names_where_they_are_known(tmp_path: Path) -> None:
+    archive = find(touch(tmp_path / "raw", "A1.tif"), "{well}.tif", names=["deep/B2.tif", "B3.png"])
+    assert [f.planes for f in archive.fields] == [((Plane("deep/B2.tif"),),)]
 
 
 def test_characters_of_a_pattern_stand_for_themselves() -> None:
@@ -78,19 +82,11 @@ def test_a_pattern_that_matches_nothing_is_answered_with_an_example(tmp_path: Pa
 def test_a_folder_without_tiffs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="holds no TIFF"):
         find(touch(tmp_path / "raw", "A1.png"), "{well}.tif")
-    with pytest.raises(SourceError, match="is not a folder"):
-        find(tmp_path / "absent", "{well}.tif")
+    with pytest.raises(SourceError, match="is not there"):
+        find(open_files(tmp_path / "absent"), "{well}.tif")
 
 
 def test_two_files_for_one_plane_are_refused(tmp_path: Path) -> None:
     raw = touch(tmp_path / "raw", "A1_w1.tif", "A01_w1.tif")
-    with pytest.raises(SourceError, match=r"A01_w1.tif and A1_w1.tif are both plate raw well A1"):
-        find(raw, "{well}_w{channel}.tif")
-
-
-def test_a_channel_that_no_file_has_is_refused(tmp_path: Path) -> None:
-    raw = touch(tmp_path / "raw", "A1_w1.tif", "A1_w2.tif")
-    with pytest.raises(SourceError, match=r"no file has channel '5'.*known: 1, 2"):
-        find(raw, "{well}_w{channel}.tif", channels={"5": "DNA"})
-    with pytest.raises(SourceError, match="two channels have one name"):
-        find(raw, "{well}_w{channel}.tif", channels={"1": "DNA", "2": "DNA"})
+    with pytest.raises(SourceError, match=r"A01_w1.tif and A1_w1.tif are both plate p well A1"):
+        find(raw, "{well}_w{channel}.tif", plate="p")

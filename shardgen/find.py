@@ -1,0 +1,129 @@
+"""A source on the command line → its archive.
+
+idr0093                              a study (shardgen.studies)
+S-BIAD1234                           an accession of the BioImage Archive (shardgen.sources.biostudies)
+plate.zarr, https://…, s3://…        OME-Zarr, a vendor's layout, or TIFFs by pattern, whichever is there
+"""
+
+import dataclasses
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from bie_stream.errors import SourceError, SourceMissing, nearest
+from shardgen.archive import Archive, Layout, some
+from shardgen.files import Files
+from shardgen.labels import labels_of, parse_table
+from shardgen.request import Request
+from shardgen.select import select
+from shardgen.sources import biostudies, cellvoyager, columbus, imagexpress, ome_zarr, tiff_folder
+from shardgen.studies import STUDIES
+
+_LAYOUTS = {"CellVoyager": cellvoyager, "Columbus": columbus, "ImageXpress": imagexpress}
+_ACCESSION = re.compile(r"S-(BIAD|BSST)\d+")
+
+
+def find(source: str, request: Request) -> Archive:
+    """The selected fields of a source, with labels.
+
+    Raises:
+        SourceError: nothing is there that can be built, or it is not what was asked for.
+    """
+    if source in STUDIES:
+        if request.pattern or request.labels or request.plate:
+            raise SourceError(f"study {source!r} brings its own --pattern, --labels and --plate")
+        archive = STUDIES[source].find(request)
+    elif _ACCESSION.fullmatch(source):
+        archive = _submission(source, request)
+    else:
+        archive = _place(source, request)
+    said: dict[str, Any] = {
+        "study": request.study,
+        "licence": request.licence,
+        "citation": request.citation,
+        "pixel_size_um": request.pixel_size_um,
+    }
+    archive = dataclasses.replace(archive, **{name: value for name, value in said.items() if value is not None})
+    return select(archive, request.selection)
+
+
+def _place(source: str, request: Request) -> Archive:
+    remote = "://" in source
+    if not remote and not Path(source).is_dir():
+        known = nearest(source, list(STUDIES))
+        raise SourceError(f"{source!r} is neither a folder nor a URL nor a study; {known}")
+    files = request.files(source)
+    name = posixpath.basename(files.root.rstrip("/"))
+    layout = _layout(files, name, request)
+    archive = Archive(
+        files=files,
+        study=name,
+        source=source,
+        channels=layout.channels,
+        fields=layout.fields,
+        format=layout.format,
+        pixel_size_um=layout.pixel_size_um,
+    )
+    return _labelled(archive, request)
+
+
+def _submission(accession: str, request: Request) -> Archive:
+    found = biostudies.read(accession, request)
+    if not request.pattern:
+        raise SourceError(
+            f"{accession} has {len(found.names)} files: {some(list(found.names))}; give a --pattern that says what "
+            "their names mean, as in '{plate}/{well}_s{field}_w{channel}.tif'"
+        )
+    layout = tiff_folder.find(found.files, request.pattern, names=found.names, plate=request.plate or accession)
+    archive = Archive(
+        files=found.files,
+        study=accession,
+        source=found.files.root,
+        channels=layout.channels,
+        fields=layout.fields,
+        licence=found.licence,
+        citation=f"{found.title}. BioImage Archive, {accession}",
+    )
+    return _labelled(archive, request)
+
+
+def _labelled(archive: Archive, request: Request) -> Archive:
+    if request.labels is None:
+        return archive
+    table = parse_table(_local(request.labels), str(request.labels))
+    return dataclasses.replace(archive, labels=labels_of(table, ((f.plate, f.well) for f in archive.fields)))
+
+
+def _layout(files: Files, name: str, request: Request) -> Layout:
+    plate = request.plate or re.sub(r"(\.ome)?\.zarr$", "", name)
+    if request.pattern:
+        return tiff_folder.find(files, request.pattern, plate=plate)
+    if _is_zarr(files):
+        return ome_zarr.find(files, "", request.plate)
+    names = files.list()
+    for known in _LAYOUTS.values():
+        if known.there(names):
+            return known.find(files, "", plate)
+    raise SourceError(
+        f"{files.root} is neither OME-Zarr nor {', '.join(_LAYOUTS)}; for a folder of TIFFs give --pattern, "
+        "as in '{plate}/{well}_s{field}_w{channel}.tif'"
+    )
+
+
+def _is_zarr(files: Files) -> bool:
+    """By its metadata, not by a listing: an object store has none."""
+    for name in ("zarr.json", ".zattrs", ".zgroup", ".zarray"):
+        try:
+            files.size(name)
+        except SourceMissing:
+            continue
+        return True
+    return False
+
+
+def _local(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise SourceError(f"--labels {path} is not there") from error

@@ -1,0 +1,121 @@
+"""Studies of the BioImage Archive: TIFFs among the files that a submission lists, by pattern.
+
+    <biostudies>/api/v1/studies/S-BIAD1             page-tab: title, licence, sections with their file lists
+    <biostudies>/api/v1/studies/S-BIAD1/info        httpLink: where the files are
+    <biostudies>/files/S-BIAD1/<file list>.json     path, size, type of each file
+    <httpLink>/Files/<path>                         a file
+
+Facts: EBIBioStudies controllers; BioImage-Archive/bia-integrator, bia_ingest/biostudies/api.py.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bie_stream.errors import SourceError
+from shardgen.files import Files, fetch_json
+from shardgen.request import Request
+
+_DEEPEST = 50  # of nested sections; real submissions have three or four levels
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a submission says of itself.
+
+    Attributes:
+        names: paths of its files, below `files`.
+    """
+
+    accession: str
+    title: str
+    licence: str | None
+    files: Files
+    names: tuple[str, ...]
+
+
+def read(accession: str, request: Request) -> Submission:
+    """A submission and the names of its files.
+
+    Raises:
+        SourceError: it cannot be read, or lists no file.
+    """
+    base = f"{request.endpoints.biostudies}"
+    page = _page_tab(f"{base}/api/v1/studies/{accession}", accession, request)
+    section = page.get("section")
+    if not isinstance(section, dict):
+        raise SourceError(f"{accession} has no section; expected a page-tab of BioStudies")
+    root = fetch_json(f"{base}/api/v1/studies/{accession}/info", request.transfer).get("httpLink")
+    if not isinstance(root, str):
+        raise SourceError(f"{accession}: its info names no httpLink, so its files cannot be found")
+    names = [file for part in _sections(section) for file in _direct(part)]
+    lists = dict.fromkeys(name for part in _sections(section) if (name := _value(part, "File List")))
+    for name in lists:
+        listed = request.files(f"{base}/files/{accession}").read(
+            f"{name.removesuffix('.tsv').removesuffix('.json')}.json"
+        )
+        names += _listed(listed, f"{accession} {name}")
+    if not names:
+        raise SourceError(f"{accession} lists no files")
+    attributes = {**_attributes(page), **_attributes(section)}
+    return Submission(
+        accession, attributes.get("Title", accession), attributes.get("License"),
+        request.files(f"{root}/Files"), tuple(dict.fromkeys(names)),
+    )  # fmt: skip
+
+
+def _page_tab(url: str, accession: str, request: Request) -> dict[str, Any]:
+    """The submission; since 2025 the address may redirect to it, or only say where it is."""
+    page = fetch_json(url, request.transfer)
+    link = page.get("ftpHttp_link")
+    if "section" not in page and isinstance(link, str):
+        page = fetch_json(f"{link.rstrip('/')}/{accession}.json", request.transfer)
+    return page
+
+
+def _sections(section: dict[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
+    """A section and all below it; `subsections` may hold lists of sections."""
+    if depth > _DEEPEST:
+        raise SourceError(f"sections are nested more than {_DEEPEST} deep")
+    yield section
+    for part in _flat(section.get("subsections"), depth):
+        yield from _sections(part, depth + 1)
+
+
+def _flat(items: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
+    if depth > _DEEPEST:
+        raise SourceError(f"lists are nested more than {_DEEPEST} deep")
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, list):
+            yield from _flat(item, depth + 1)
+        elif isinstance(item, dict):
+            yield item
+
+
+def _direct(section: dict[str, Any]) -> list[str]:
+    return [item["path"] for item in _flat(section.get("files")) if _is_file(item)]
+
+
+def _listed(data: bytes, where: str) -> list[str]:
+    try:
+        items = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{where} is not JSON: {error}") from error
+    return [item["path"] for item in _flat(items) if _is_file(item)]
+
+
+def _is_file(item: dict[str, Any]) -> bool:
+    return isinstance(item.get("path"), str) and item.get("type", "file") == "file"
+
+
+def _attributes(part: dict[str, Any]) -> dict[str, str]:
+    return {
+        item["name"]: item["value"]
+        for item in _flat(part.get("attributes"))
+        if isinstance(item.get("name"), str) and isinstance(item.get("value"), str)
+    }
+
+
+def _value(part: dict[str, Any], name: str) -> str | None:
+    return _attributes(part).get(name)
