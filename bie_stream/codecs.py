@@ -22,7 +22,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
 
 from bie_stream.errors import DatasetError, SampleError, SourceError
 
@@ -35,7 +34,7 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 SUFFIX: dict[Codec, str] = {"npy": "npy", "tif": "tif", "jph": "jph", "blosc2": "b2nd"}
 MAX_BYTES = 2**30  # of pixels, decoded where nobody said how many to expect
 
-_ZLIB_LEVEL = 1  # level 6 is a third as fast and no smaller (bench/results/codecs)
+_ZLIB_LEVEL = 1  # level 6 takes three times as long and saves nothing (bench/results/codecs)
 _BLOSC_STORED, _BLOSC_ZSTD, _BLOSC_FILTERS = 0, 4, {0, 1}  # formats and filters (none, shuffle) of a chunk's header
 
 
@@ -141,6 +140,8 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
 
 def _encode_tif(pixels: Pixels) -> bytes:
     _extra("imagecodecs")  # with it or without it tifffile would write other bytes
+    import tifffile  # here, because it imports imagecodecs
+
     channels, height, _ = pixels.shape
     buffer = io.BytesIO()
     tifffile.imwrite(
@@ -162,6 +163,8 @@ def _encode_tif(pixels: Pixels) -> bytes:
 
 def _decode_tif(payload: memoryview, expected: Form | None) -> Pixels:
     _extra("imagecodecs")  # without it tifffile would not bound what a strip inflates to
+    import tifffile
+
     with tifffile.TiffFile(io.BytesIO(payload)) as file:
         page = file.pages.first
         shape = (page.samplesperpixel, page.imagelength, page.imagewidth)
@@ -178,7 +181,7 @@ def _decode_tif(payload: memoryview, expected: Form | None) -> Pixels:
 def _encode_jph(pixels: Pixels) -> bytes:
     channels, height, width = pixels.shape
     tall = np.ascontiguousarray(pixels).reshape(channels * height, width)
-    return bytes(_extra("imagecodecs").htj2k_encode(tall, tile=(height, width), reversible=True))
+    return bytes(_extra("imagecodecs").htj2k_encode(tall, tile=(width, height), reversible=True))
 
 
 def _decode_jph(payload: memoryview, expected: Form | None) -> Pixels:

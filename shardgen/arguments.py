@@ -63,6 +63,8 @@ class Arguments:
     split_by: Annotated[
         str, _option("What may not stand on two sides: well (default), plate, or a label column.", _SAMPLES)
     ] = "well"
+    stratify_by: Annotated[str | None, _option("A label column that all splits should have alike.", _SAMPLES)] = None
+    folds: Annotated[int | None, _option("Deal into this many folds too: column `fold`.", _SAMPLES)] = None
     split_seed: Annotated[int, _option("Another number deals the groups differently.", _SAMPLES)] = 0
     shard_mb: Annotated[int, _option("About how large a shard is, in MiB. Default: 256.", _SAMPLES)] = 256
 
@@ -91,7 +93,8 @@ class Arguments:
         return Request(
             pattern=self.pattern, labels=self.labels, plate=self.plate, study=self.study, licence=self.licence,
             citation=self.citation, pixel_size_um=self.pixel_size_um, selection=selection,
-            endpoints=resolve(self.endpoint), transfer=Transfer(connections=self.connections, timeout_s=self.timeout_s), raw=raw,
+            endpoints=resolve(self.endpoint), raw=raw,
+            transfer=Transfer(connections=self.connections, timeout_s=self.timeout_s),
         )  # fmt: skip
 
     def options(self, codec: Codec = "npy") -> Options:
@@ -99,11 +102,13 @@ class Arguments:
         try:
             shares = {name: float(share) for name, share in _pairs(self.split, "--split").items()}
             return Options(
-                tile=self.tile, splits=shares, split_by=self.split_by, split_seed=self.split_seed,
+                tile=self.tile, splits=shares, split_by=self.split_by,
+                stratify_by=self.stratify_by, folds=self.folds, split_seed=self.split_seed,
                 shard_bytes=self.shard_mb * 2**20, codec=codec,
             )  # fmt: skip
         except ValueError as error:
-            raise SourceError(f"--split {self.split} --tile {self.tile} --shard-mb {self.shard_mb}: {error}") from error
+            said = f"--split {self.split} --folds {self.folds} --tile {self.tile} --shard-mb {self.shard_mb}"
+            raise SourceError(f"{said}: {error}") from error
 
 
 def takes_arguments(command: Callable[..., None]) -> Callable[..., None]:

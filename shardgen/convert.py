@@ -22,6 +22,7 @@ def samples(plan: Plan, planned: Planned, pixels: Pixels) -> Iterator[tuple[Pixe
             "top": top,
             "left": left,
             "split": planned.split,
+            **({} if planned.fold is None else {"fold": planned.fold}),
             **planned.labels,
         }
         yield pixels[:, top : top + height, left : left + width], row

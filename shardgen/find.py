@@ -17,7 +17,7 @@ from shardgen.files import Files
 from shardgen.labels import labels_of, parse_table
 from shardgen.request import Request
 from shardgen.select import select
-from shardgen.sources import biostudies, cellvoyager, columbus, imagexpress, ome_zarr, tiff_folder
+from shardgen.sources import biostudies, cellvoyager, columbus, imagexpress, ome_tiff, ome_zarr, tiff_folder
 from shardgen.studies import STUDIES
 
 _LAYOUTS = {"CellVoyager": cellvoyager, "Columbus": columbus, "ImageXpress": imagexpress}
@@ -75,7 +75,8 @@ def _submission(accession: str, request: Request) -> Archive:
             f"{accession} has {len(found.names)} files: {some(list(found.names))}; give a --pattern that says what "
             "their names mean, as in '{plate}/{well}_s{field}_w{channel}.tif'"
         )
-    layout = tiff_folder.find(found.files, request.pattern, names=found.names, plate=request.plate or accession)
+    named = tiff_folder.find(found.files, request.pattern, names=found.names, plate=request.plate or accession)
+    layout = ome_tiff.expand(found.files, named)
     archive = Archive(
         files=found.files,
         study=accession,
@@ -98,7 +99,7 @@ def _labelled(archive: Archive, request: Request) -> Archive:
 def _layout(files: Files, name: str, request: Request) -> Layout:
     plate = request.plate or re.sub(r"(\.ome)?\.zarr$", "", name)
     if request.pattern:
-        return tiff_folder.find(files, request.pattern, plate=plate)
+        return ome_tiff.expand(files, tiff_folder.find(files, request.pattern, plate=plate))
     if _is_zarr(files):
         return ome_zarr.find(files, "", request.plate)
     names = files.list()

@@ -101,7 +101,7 @@ def labels_of(table: Table, wells: Iterable[tuple[str, str]], complete: bool = T
     columns = [name for n, name in enumerate(table.header) if n not in (well_column, plate_column)]
     if doubled := [name for name in columns if columns.count(name) > 1]:
         raise SourceError(f"{table.where}: column {doubled[0]!r} is there twice; rename one")
-    if reserved := [name for name in columns if name in (*SAMPLE_COLUMNS.names, "shard")]:
+    if reserved := [name for name in columns if name in (*SAMPLE_COLUMNS.names, "fold", "shard")]:
         raise SourceError(f"{table.where}: column {reserved[0]!r} is one of the sample table's own; rename it")
     plates = sorted({plate for plate, _ in wells})
     if plate_column is None and len(plates) > 1:

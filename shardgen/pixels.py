@@ -3,7 +3,7 @@
 import functools
 import io
 import math
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import tifffile
@@ -71,7 +71,7 @@ def read_plane(files: Files, plane: Plane, layout: str, dtype: str, shape: tuple
 
 
 def _tiff_header(files: Files, plane: Plane) -> tuple[str, tuple[int, int]]:
-    stream: Any = files.path(plane.path) if isinstance(files, Local) else _Remote(files, plane.path)
+    stream: Any = files.path(plane.path) if isinstance(files, Local) else in_blocks(files, plane.path)
     try:
         with tifffile.TiffFile(stream) as tif:
             page = _page(tif, plane)
@@ -85,15 +85,16 @@ def _tiff_header(files: Files, plane: Plane) -> tuple[str, tuple[int, int]]:
 
 
 def _tiff_plane(files: Files, plane: Plane) -> Pixels:
-    data = files.read(plane.path)
+    # Of a file with many pages only the page, of any other all at once: one request.
+    stream: IO[bytes] = in_blocks(files, plane.path) if plane.index else io.BytesIO(files.read(plane.path))
     try:
-        with tifffile.TiffFile(io.BytesIO(data)) as tif:
+        with tifffile.TiffFile(stream) as tif:
             page = _page(tif, plane)
             if math.prod(page.shape) * page.dtype.itemsize > LARGEST_PLANE_BYTES:
                 raise ValueError(f"it claims {page.shape} pixels")
             end = max(at + size for at, size in zip(page.dataoffsets, page.databytecounts, strict=True))
-            if end > len(data):
-                raise ValueError(f"it ends at byte {len(data)}, its pixels at {end}")
+            if end > (size := stream.seek(0, io.SEEK_END)):
+                raise ValueError(f"it ends at byte {size}, its pixels at {end}")
             pixels: Pixels = page.asarray()
     except SourceError:
         raise
@@ -137,12 +138,11 @@ def _require_plane(array: Any, plane: Plane) -> None:
     *leading, height, width = array.shape
     if len(plane.index) != len(leading) or not all(0 <= i < n for i, n in zip(plane.index, leading, strict=True)):
         raise SourceError(f"{plane.path} has shape {array.shape}; no plane {plane.index}")
-    chunk, shard = math.prod(array.chunks), math.prod(array.shards or array.chunks)
-    if array.shards and len(array.metadata.codecs) > 1:  # something is around the shards: they are unpacked whole
-        chunk = shard
+    chunk = math.prod(array.chunks)
+    of_shard = math.prod(array.shards or array.chunks) // chunk
     chunks = math.ceil(height / array.chunks[-2]) * math.ceil(width / array.chunks[-1])
     largest = max(height * width, chunk) * array.dtype.itemsize
-    if largest > LARGEST_PLANE_BYTES or chunks > MOST_CHUNKS or shard // math.prod(array.chunks) > MOST_CHUNKS_OF_SHARD:
+    if largest > LARGEST_PLANE_BYTES or chunks > MOST_CHUNKS or of_shard > MOST_CHUNKS_OF_SHARD:
         raise SourceError(
             f"{plane.path} has shape {array.shape} in chunks of {array.chunks}, shards of {array.shards}; "
             f"a plane or chunk may take {LARGEST_PLANE_BYTES / 2**20:.0f} MiB, a plane {MOST_CHUNKS} chunks "
@@ -158,9 +158,12 @@ def open_zarr(files: Files, path: str) -> Any:
     return open_array(files, path)
 
 
-class _Remote(io.RawIOBase):
-    """A file on a server, read in blocks as they are asked for: the header of a TIFF without its pixels."""
+def in_blocks(files: Files, path: str) -> io.BufferedReader:
+    """A file, perhaps on a server, read in blocks as they are asked for: the header of a TIFF without its pixels."""
+    return io.BufferedReader(_Blocks(files, path))
 
+
+class _Blocks(io.RawIOBase):
     _BLOCK = 2**16
 
     def __init__(self, files: Files, path: str) -> None:

@@ -28,6 +28,8 @@ class Options(BaseModel):
             right and bottom edges is not taken. None: whole fields.
         splits: share of the groups for each split; they add up to 1.
         split_by: what may not stand on two sides: `well`, `plate`, or a label column.
+        stratify_by: a label column whose values all splits and folds should have in like shares.
+        folds: deal the same groups into this many folds too: column `fold`, from 0.
         split_seed: another number deals the groups differently.
         shard_bytes: about how large a shard is. A field is never cut in two.
     """
@@ -37,6 +39,8 @@ class Options(BaseModel):
     tile: int | None = Option(default=None, ge=1)
     splits: dict[str, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
     split_by: str = "well"
+    stratify_by: str | None = None
+    folds: int | None = Option(default=None, ge=2)
     split_seed: int = 0
     shard_bytes: int = Option(default=256 * 2**20, ge=1)
     codec: Codec = "npy"
@@ -56,6 +60,7 @@ class Planned:
     field: Field
     labels: Mapping[str, Label]
     split: str
+    fold: int | None
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,10 @@ def make_plan(archive: Archive, options: Options, dtype: Dtype, shape: tuple[int
         raise SourceError(
             f"split_by {options.split_by!r} is neither 'well' nor 'plate' nor a label: {', '.join(columns) or 'none'}"
         )
+    if options.stratify_by is not None and options.stratify_by not in columns:
+        raise SourceError(
+            f"stratify_by {options.stratify_by!r} is not a label: {', '.join(columns) or 'there are none'}"
+        )
     planned = _assign(archive, options)
     field_bytes = len(tiles) * len(archive.channels) * height * width * np_size(dtype)
     per_shard = max(1, options.shard_bytes // field_bytes)
@@ -143,7 +152,7 @@ def make_plan(archive: Archive, options: Options, dtype: Dtype, shape: tuple[int
         tiles=tiles,
         tile_shape=(height, width),
         shards=shards,
-        schema=_schema(archive, columns),
+        schema=_schema(archive, columns, options),
         labels=tuple(columns),
         sha256=_digest(archive, options, dtype, shape, shards),
     )
@@ -173,30 +182,51 @@ def _digest(
             f = planned.field
             planes = [[(plane.path, plane.index) for plane in planes] for planes in f.planes]
             labels = sorted(planned.labels.items())
-            found.update(repr((number, f.plate, f.well, f.field, f.z, f.t, planes, labels, planned.split)).encode())
+            found.update(
+                repr((number, f.plate, f.well, f.field, f.z, f.t, planes, labels, planned.split, planned.fold)).encode()
+            )
     return found.hexdigest()
 
 
-def deal(groups: Sequence[str], splits: Mapping[str, float], seed: int) -> dict[str, str]:
-    """A split for each group. Groups are shuffled by a hash, then dealt by the shares; none is on two sides.
+def deal(strata: Mapping[str, str], splits: Mapping[str, float], seed: int) -> dict[str, str]:
+    """A split for each group; none is on two sides.
 
-    Shares are met as well as whole groups allow (largest remainders), and a split with a share above 0 gets at
-    least one group while there are enough.
+    Groups are shuffled by a hash. Each stratum gives every split its share, rounded down; what is left of all strata
+    is dealt so that the whole has its shares as well as whole groups allow (largest remainders), and a split with a
+    share above 0 gets at least one group while there are enough.
+
+    Args:
+        strata: for each group its stratum; the same for all where there are none.
     """
-    shuffled = sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
-    exact = {name: share * len(shuffled) for name, share in splits.items()}
+    shuffled = sorted(strata, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
+    dealt: dict[str, str] = {}
+    for stratum in sorted(set(strata.values())):
+        here = [group for group in shuffled if strata[group] == stratum]
+        names = [name for name, share in splits.items() for _ in range(int(share * len(here) + 1e-9))]
+        dealt.update(zip(here, names))
+    wanting = _counts(len(shuffled), splits)
+    for name in dealt.values():
+        wanting[name] -= 1
+    left = [group for group in shuffled if group not in dealt]
+    for name in (name for name, count in wanting.items() if count < 0):  # taken from, for a split that had none
+        left += [group for group in shuffled if dealt.get(group) == name][wanting[name] :]
+    dealt.update(zip(left, (name for name, count in wanting.items() for _ in range(count)), strict=True))
+    return dealt
+
+
+def _counts(groups: int, splits: Mapping[str, float]) -> dict[str, int]:
+    exact = {name: share * groups for name, share in splits.items()}
     count = {name: int(value + 1e-9) for name, value in exact.items()}
     wanting = sorted(
         (name for name in splits if splits[name] > 0), key=lambda name: (count[name] > 0, count[name] - exact[name])
     )
-    for name in wanting[: len(shuffled) - sum(count.values())]:
+    for name in wanting[: groups - sum(count.values())]:
         count[name] += 1
     for name in wanting:
         largest = max(count, key=lambda other: count[other])
         if count[name] == 0 and count[largest] > 1:
             count[name], count[largest] = 1, count[largest] - 1
-    names = [name for name in splits for _ in range(count[name])]
-    return dict(zip(shuffled, names, strict=True))
+    return count
 
 
 def _assign(archive: Archive, options: Options) -> list[Planned]:
@@ -207,17 +237,35 @@ def _assign(archive: Archive, options: Options) -> list[Planned]:
             return f"{field.plate}/{field.well}"
         return str(archive.labels[field.plate, field.well][options.split_by])
 
-    side = deal([group(field) for field in archive.fields], options.splits, options.split_seed)
-    return [Planned(f, archive.labels.get((f.plate, f.well), {}), side[group(f)]) for f in archive.fields]
+    groups = [group(field) for field in archive.fields]
+    strata = _strata(archive, groups, options.stratify_by)
+    side = deal(strata, options.splits, options.split_seed)
+    shares = {str(fold): 1 / options.folds for fold in range(options.folds)} if options.folds else {}
+    folds = deal(strata, shares, options.split_seed) if shares else {}
+    return [
+        Planned(f, archive.labels.get((f.plate, f.well), {}), side[name], int(folds[name]) if folds else None)
+        for f, name in zip(archive.fields, groups, strict=True)
+    ]
 
 
-def _schema(archive: Archive, columns: list[str]) -> pa.Schema:
+def _strata(archive: Archive, groups: Sequence[str], column: str | None) -> dict[str, str]:
+    """The commonest value of a label column in each group; of several the first in order."""
+    if column is None:
+        return dict.fromkeys(groups, "")
+    values: dict[str, Counter[str]] = {}
+    for field, group in zip(archive.fields, groups, strict=True):
+        values.setdefault(group, Counter())[str(archive.labels[field.plate, field.well][column])] += 1
+    return {group: min(found, key=lambda value: (-found[value], value)) for group, found in values.items()}
+
+
+def _schema(archive: Archive, columns: list[str], options: Options) -> pa.Schema:
     def kind(column: str) -> pa.DataType:
         values = [row[column] for row in archive.labels.values()]
         kinds = {type(value) for value in values if value is not None}
         return pa.int64() if kinds == {int} else pa.float64() if kinds == {float} else pa.string()
 
-    return pa.schema([*SAMPLE_COLUMNS, *(pa.field(column, kind(column)) for column in columns)])
+    fold = [pa.field("fold", pa.int32())] if options.folds else []
+    return pa.schema([*SAMPLE_COLUMNS, *fold, *(pa.field(column, kind(column)) for column in columns)])
 
 
 def _plain(text: str) -> str:

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import bie_stream
-from bie_stream import Augment, Batch, Dataset, DatasetError, Loader
+from bie_stream import Augment, Batch, Dataset, DatasetError, Loader, SampleError
 from bie_stream.normalise import Normalise, normalisation
 from bie_stream.shards import tar_path
 
@@ -138,6 +140,46 @@ def test_native_and_dali_agree_on_samples_of_any_shape_and_dtype(
     )
     assert len(native) == (2 if training else 3)
     np.testing.assert_array_equal(_images(dali), _images(native))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("codec", "package", "dtype"),
+    [("tif", "imagecodecs", "uint16"), ("tif", "imagecodecs", "float32"), ("jph", "imagecodecs", "uint16"),
+     ("jph", "imagecodecs", "uint8"), ("blosc2", "blosc2", "uint16"), ("blosc2", "blosc2", "float32")],
+)  # fmt: skip
+def test_every_codec_gives_the_images_that_npy_gives(
+    write_dataset: WriteDataset, codec: str, package: str, dtype: str, backend: Any
+) -> None:
+    pytest.importorskip(package)
+    rng = np.random.default_rng(0)
+    images = [(rng.random((5, side, 64)) * 255).astype(dtype) for side in (40, 64, 33, 48)]
+    asked: dict[str, Any] = {"crop": 32, "seed": 3, "threads": 2}
+    dataset = bie_stream.open(write_dataset(images))
+    expected = list(Loader(dataset, 2, backend="native", **asked))
+    dataset = bie_stream.open(write_dataset(images, codec=codec), channels=["c0", "c1", "c2", "c3", "c4"])
+    batches = list(Loader(dataset, 2, backend=backend, **asked))
+    assert _ids(batches) == _ids(expected)
+    np.testing.assert_array_equal(_images(batches), _images(expected))
+    np.testing.assert_array_equal(dataset[1], images[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("codec", "package"), [("npy", "numpy"), ("tif", "imagecodecs"), ("blosc2", "blosc2")])
+def test_a_payload_that_is_not_what_the_table_says_of_its_shape_is_a_sample_error(
+    write_dataset: WriteDataset, codec: str, package: str, backend: Any
+) -> None:
+    pytest.importorskip(package)
+    root = write_dataset([np.zeros((2, 16, 16), np.uint16)] * 2, codec=codec)
+    table = tar_path(root, "000000").with_suffix(".parquet")
+    rows = pq.read_table(table)
+    shapes = pa.array([[2, 16, 32]] * 2, rows.schema.field("shape").type)
+    at = rows.schema.get_field_index("shape")
+    pq.write_table(rows.set_column(at, rows.schema.field("shape"), shapes), table)
+    if backend == "dali" and codec == "npy":
+        pytest.skip("DALI decodes npy itself")
+    with pytest.raises(SampleError, match=r"uint16 \[2, 16, 16\], the table says uint16 \[2, 16, 32\]"):
+        list(Loader(bie_stream.open(root), 2, crop=16, backend=backend, normalise="none", threads=2))
 
 
 @pytest.mark.parametrize("prefetch_batches", [0, 1, 2, 20])

@@ -40,10 +40,10 @@ def _row(number: int) -> dict[str, object]:
     return row | {"field": "1", "z": 0, "t": 0, "top": 0, "left": 0, "split": "train", "phenotype": label}
 
 
-def _write(root: Path, samples: int = 4) -> Path:
-    with ShardWriter(root, "000000", SCHEMA, "npy") as writer:
+def _write(root: Path, samples: int = 4, codec: codecs.Codec = "npy") -> Path:
+    with ShardWriter(root, "000000", SCHEMA, codec) as writer:
         for number in range(samples):
-            writer.add(codecs.encode(_image(number)), _row(number))
+            writer.add(codecs.encode(_image(number), codec), _row(number))
         writer.facts = {"note": "kept"}
     return tar_path(root, "000000")
 
@@ -81,15 +81,17 @@ def test_the_table_says_where_the_tar_has_each_payload(tmp_path: Path) -> None:
         members = [member for member in opened.getmembers() if member.name.endswith(".npy")]
     assert table["offset"].to_pylist() == [member.offset_data for member in members]
     assert table["size"].to_pylist() == [member.size for member in members]
-    assert table["crc32c"].to_pylist() == [crc32c(codecs.encode(_image(number))) for number in range(4)]
+    assert table["crc32c"].to_pylist() == [crc32c(codecs.encode(_image(number), "npy")) for number in range(4)]
     assert table["phenotype"].to_pylist() == ["späckled", None, "späckled", "späckled"]
 
 
-def _read_by_webdataset(*tars: Path) -> list[dict[str, Any]]:
+def _read_by_webdataset(*tars: Path, decode: bool = True) -> list[dict[str, Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves the tars it has read to the collector
         urls = [tar.as_posix() for tar in tars]
-        samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode())
+        reader = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+        samples = list(reader.decode() if decode else reader)
+        del reader
         gc.collect()
     return samples
 
@@ -110,9 +112,28 @@ def test_webdataset_reads_what_shardgen_built(plate_dataset: Path) -> None:
     assert [sample["json"]["phenotype"] for sample in samples] == table["phenotype"].to_pylist()
 
 
-def test_dali_reads_the_tar_by_our_index(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("codec", "suffix", "package"),
+    [("tif", "tif", "imagecodecs"), ("jph", "jph", "imagecodecs"), ("blosc2", "b2nd", "blosc2")],
+)
+def test_a_payload_has_the_ending_of_its_codec(tmp_path: Path, codec: codecs.Codec, suffix: str, package: str) -> None:
+    pytest.importorskip(package)
+    tar = _write(tmp_path, codec=codec)
+    with tarfile.open(tar) as opened:
+        names = opened.getnames()
+    assert names == [f"p1_A{i}_f1.{ending}" for i in range(4) for ending in (suffix, "json")]
+    lines = tar.with_suffix(".idx").read_text().splitlines()[1:]
+    assert [(line.split()[0], line.split()[3]) for line in lines] == [(suffix, name) for name in names[::2]]
+    for number, sample in enumerate(_read_by_webdataset(tar, decode=False)):
+        np.testing.assert_array_equal(codecs.decode(memoryview(sample[suffix]), codec), _image(number))
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("npy", "npy"), ("tif", "tif")])
+def test_dali_reads_the_tar_by_our_index(tmp_path: Path, codec: codecs.Codec, suffix: str) -> None:
     dali = pytest.importorskip("nvidia.dali")
-    tar = _write(tmp_path)
+    if codec != "npy":
+        pytest.importorskip("imagecodecs")
+    tar = _write(tmp_path, codec=codec)
 
     @dali.pipeline_def(batch_size=4, num_threads=1, device_id=None)  # type: ignore[untyped-decorator]  # DALI has no types
     def graph() -> object:
@@ -120,7 +141,7 @@ def test_dali_reads_the_tar_by_our_index(tmp_path: Path) -> None:
             dali.fn.readers.webdataset(
                 paths=[str(tar)],
                 index_paths=[str(tar.with_suffix(".idx"))],
-                ext=["npy", "json"],
+                ext=[suffix, "json"],
                 missing_component_behavior="error",
             )
         )
@@ -129,14 +150,15 @@ def test_dali_reads_the_tar_by_our_index(tmp_path: Path) -> None:
     pipeline.build()
     pixels, abouts = pipeline.run()
     for number in range(4):
-        np.testing.assert_array_equal(np.load(io.BytesIO(pixels.at(number).tobytes())), _image(number))
+        payload = memoryview(pixels.at(number).tobytes())
+        np.testing.assert_array_equal(codecs.decode(payload, codec), _image(number))
         assert json.loads(abouts.at(number).tobytes())["key"] == f"p1_A{number}_f1"
 
 
 def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
         with ShardWriter(tmp_path, "000000", SCHEMA, "npy") as writer:
-            writer.add(codecs.encode(_image(0)), _row(0))
+            writer.add(codecs.encode(_image(0), "npy"), _row(0))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

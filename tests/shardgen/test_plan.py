@@ -35,7 +35,7 @@ def test_every_option_and_every_fact_of_the_archive_changes_the_hash() -> None:
     option_sets = [
         Options(), Options(tile=8), Options(tile=9), Options(split_seed=1), Options(split_by="plate"),
         Options(split_by="drug"), Options(splits={"train": 1.0}), Options(splits={"train": 0.7, "val": 0.3}),
-        Options(shard_bytes=1),
+        Options(shard_bytes=1), Options(folds=2), Options(stratify_by="drug"),
     ]  # fmt: skip
     hashes = [make_plan(base, options, "uint8", (20, 30)).sha256 for options in option_sets]
     changed = [
@@ -59,7 +59,7 @@ def test_every_option_and_every_fact_of_the_archive_changes_the_hash() -> None:
 def test_shares_are_as_near_as_whole_groups_allow(shares: tuple[float, ...], groups: int) -> None:
     splits = dict(zip(("train", "val", "test"), shares, strict=True))
     names = [f"g{i}" for i in range(groups)]
-    dealt = deal(names * 2, splits, 0)
+    dealt = deal(dict.fromkeys(names, ""), splits, 0)
     assert sorted(dealt) == sorted(names)
     counted = Counter(dealt.values())
     found = [counted[name] for name in splits]
@@ -90,8 +90,41 @@ def test_no_group_stands_on_two_sides(split_by: str) -> None:
 
 def test_a_deal_depends_on_the_seed_and_not_on_the_order_of_groups() -> None:
     names, splits = [f"g{i}" for i in range(40)], {"train": 0.5, "val": 0.5}
-    assert deal(names, splits, 3) == deal(names[::-1], splits, 3)
-    assert deal(names, splits, 3) != deal(names, splits, 4)
+    strata = dict.fromkeys(names, "")
+    assert deal(strata, splits, 3) == deal(dict.fromkeys(names[::-1], ""), splits, 3)
+    assert deal(strata, splits, 3) != deal(strata, splits, 4)
+
+
+@pytest.mark.parametrize("sizes", [(40, 40), (7, 13, 30), (1, 2, 3, 50), (5,) * 9])
+def test_every_stratum_has_its_shares_rounded_down_and_the_whole_its_own(sizes: tuple[int, ...]) -> None:
+    strata = {f"s{s}g{g}": f"s{s}" for s, size in enumerate(sizes) for g in range(size)}
+    splits = {"train": 0.7, "val": 0.2, "test": 0.1}
+    dealt = deal(strata, splits, 0)
+    whole = Counter(dealt.values())
+    for name, share in splits.items():
+        assert abs(whole[name] - share * len(strata)) < 1
+        for s, size in enumerate(sizes):
+            here = sum(side == name for group, side in dealt.items() if strata[group] == f"s{s}")
+            assert here >= int(share * size + 1e-9)
+
+
+@pytest.mark.parametrize("split_by", ["well", "plate"])
+def test_folds_keep_groups_whole_and_are_of_like_size(split_by: str) -> None:
+    options = Options(split_by=split_by, folds=2, stratify_by="drug")
+    plan = make_plan(archive(), options, "uint8", (20, 30))
+    sides: dict[object, set[int | None]] = {}
+    for planned in itertools.chain(*plan.shards):
+        f = planned.field
+        sides.setdefault(f.plate if split_by == "plate" else (f.plate, f.well), set()).add(planned.fold)
+    assert all(len(folds) == 1 for folds in sides.values())
+    counted = Counter(fold for (fold,) in sides.values())
+    assert counted == {0: len(sides) // 2, 1: len(sides) // 2}
+    assert "fold" in plan.schema.names
+
+
+def test_a_column_to_stratify_by_must_be_a_label() -> None:
+    with pytest.raises(SourceError, match="stratify_by 'drugs' is not a label: drug"):
+        make_plan(archive(), Options(stratify_by="drugs"), "uint8", (20, 30))
 
 
 def test_tiles_are_a_grid_of_whole_squares_from_the_top_left() -> None:
