@@ -1,16 +1,18 @@
 """Every command of the README runs, in order, in one shell session's folder; only sizes are made small."""
 
-import csv
+import io
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tifffile
+from archive_server import ArchiveServer
 from command_line import CPU, ROOT
 
 from bie_stream import synth
@@ -32,33 +34,52 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def archive() -> Iterator[ArchiveServer]:
+    """IDR with one small plate of idr0093 under the study's own paths: CellVoyager files, annotation, study.txt."""
+    plate = synth.Plate(name="001", wells_per_phenotype=5, fields=1, size=64)
+    study, folder = "idr0093-mueller-perturbation", "20200910-rsync/001"
+    metadata, images = f"/IDR/{study}/HEAD", f"/pub/databases/IDR/{study}/{folder}"
+    rows, records, tree = ["Plate,Well,Gene Symbol,Control Type"], [], {}
+    for well, phenotype in synth.layout(plate).items():
+        rows.append(f"{plate.name},{well},{phenotype},")
+        planes = synth.render(plate, well, phenotype, 1)
+        for channel, plane in enumerate([*planes, planes[0]], start=1):
+            name = f"001_{well[0]}{int(well[1:]):02d}_T0001F001L01A{channel:02d}Z01C{channel:02d}.tif"
+            file = io.BytesIO()
+            tifffile.imwrite(file, plane, metadata=None)
+            tree[f"{images}/{name}"] = file.getvalue()
+            records.append(
+                f'<bts:MeasurementRecord bts:Type="IMG" bts:Row="{ord(well[0]) - 64}" bts:Column="{well[1:]}" '
+                f'bts:TimePoint="1" bts:FieldIndex="1" bts:ZIndex="1" bts:Ch="{channel}">{name}</bts:MeasurementRecord>'
+            )
+    head = '<?xml version="1.0" encoding="utf-8"?><bts:MeasurementData xmlns:bts="http://www.yokogawa.co.jp/BTS/BTSSchema/1.0">'
+    tree[f"{images}/MeasurementData.mlf"] = f"{head}{''.join(records)}</bts:MeasurementData>".encode()
+    tree[f"{images}/001.wpi"] = b""
+    tree[f"{metadata}/screenA/idr0093-screenA-plates.tsv"] = f"/uod/idr/filesets/{study}/{folder}/001.wpi\t001".encode()
+    tree[f"{metadata}/screenA/idr0093-screenA-annotation.csv"] = "\n".join(rows).encode()
+    tree[f"{metadata}/idr0093-study.txt"] = b"Study License\tCC BY 4.0\n"
+    with ArchiveServer(tree) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the code and a small plate in the file layout of idr0093: Yokogawa names, annotation by well."""
+    """A folder with the code."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("train", "train.py"):
         (folder / name).symlink_to(ROOT / name)
-    raw = folder / "raw" / "idr0093"
-    raw.mkdir(parents=True)
-    plate = synth.Plate(name="Plate-1", wells_per_phenotype=5, fields=1, size=64)
-    with (folder / "raw" / "idr0093-screenA-annotation.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["Plate", "Well", "Gene Symbol", "Control Type"])
-        for well, phenotype in synth.layout(plate).items():
-            rows.writerow([plate.name, well, phenotype, ""])
-            for channel, plane in enumerate(synth.render(plate, well, phenotype, 1), start=1):
-                name = f"{plate.name}_{well[0]}{int(well[1:]):02d}_T0001F001L01A{channel:02d}Z01C{channel:02d}.tif"
-                tifffile.imwrite(raw / name, plane)
     return folder
 
 
-def run(words: list[str], folder: Path) -> None:
+def run(words: list[str], folder: Path, **more: str) -> None:
     scripts = str(Path(sys.executable).parent)
-    environment = {**CPU, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "LOCAL_SIZE": "1"}
+    environment = {**CPU, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "LOCAL_SIZE": "1", **more}
     done = subprocess.run(words, cwd=folder, env=environment, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
 
 
-def test_every_shell_command_of_the_readme_runs(checkout: Path) -> None:
+def test_every_shell_command_of_the_readme_runs(checkout: Path, archive: ArchiveServer) -> None:
+    endpoints = {f"SHARDGEN_{name.upper()}": url for name, url in archive.endpoints.items()}
     (block,) = blocks("bash")
     for line in block.splitlines():
         words = shlex.split(line)
@@ -67,7 +88,7 @@ def test_every_shell_command_of_the_readme_runs(checkout: Path) -> None:
             words += [word for setting in SMALL for word in ("--set", setting)]
         if words[0] == "python":
             words[0] = sys.executable
-        run(words, checkout)
+        run(words, checkout, **endpoints)
     for made in ("idr0093.png", "runs/idr0093.parquet", "runs/idr0093_report/report.md"):
         assert (checkout / made).stat().st_size > 100
 
