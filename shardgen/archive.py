@@ -104,7 +104,7 @@ def well_name(row: int, column: int) -> str:
 @functools.lru_cache(maxsize=4096)
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
     """A sort key under which `f10` comes after `f9`."""
-    return tuple((int(part), 0, "") if part.isdigit() else (-1, 0, part) for part in re.findall(r"\d+|\D+", text))
+    return tuple((int(part), 0, "") if part.isdecimal() else (-1, 0, part) for part in re.findall(r"\d+|\D+", text))
 
 
 def some(items: list[str], show: int = 5) -> str:

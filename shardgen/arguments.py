@@ -10,8 +10,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from pydantic import ValidationError
 
-from bie_stream.codecs import Codec
-from bie_stream.errors import SourceError
+from bie_stream.codecs import CODECS, Codec
+from bie_stream.errors import SourceError, nearest
 from shardgen.endpoints import resolve
 from shardgen.files import Transfer
 from shardgen.plan import Options
@@ -66,6 +66,9 @@ class Arguments:
     stratify_by: Annotated[str | None, _option("A label column that all splits should have alike.", _SAMPLES)] = None
     folds: Annotated[int | None, _option("Deal into this many folds too: column `fold`.", _SAMPLES)] = None
     split_seed: Annotated[int, _option("Another number deals the groups differently.", _SAMPLES)] = 0
+    codec: Annotated[
+        str, _option("npy (as it is, default), tif, jph, blosc2, or auto: measured on the pixels. Lossless.", _SAMPLES)
+    ] = "npy"
     shard_mb: Annotated[int, _option("About how large a shard is, in MiB. Default: 256.", _SAMPLES)] = 256
 
     endpoint: Annotated[list[str], _option("NAME=URL, see shardgen/README.md; may be repeated.", _SERVER)] = (
@@ -97,14 +100,21 @@ class Arguments:
             transfer=Transfer(connections=self.connections, timeout_s=self.timeout_s),
         )  # fmt: skip
 
-    def options(self, codec: Codec = "npy") -> Options:
-        """How samples are made; raises as `request`."""
+    def options(self, codec: Codec | None = None) -> Options:
+        """How samples are made; raises as `request`.
+
+        Args:
+            codec: what `auto` was found to be.
+        """
+        chosen = codec or self.codec
+        if chosen not in CODECS:
+            raise SourceError(f"--codec {chosen!r}: {nearest(chosen, [*CODECS, 'auto'])}")
         try:
             shares = {name: float(share) for name, share in _pairs(self.split, "--split").items()}
             return Options(
                 tile=self.tile, splits=shares, split_by=self.split_by,
                 stratify_by=self.stratify_by, folds=self.folds, split_seed=self.split_seed,
-                shard_bytes=self.shard_mb * 2**20, codec=codec,
+                shard_bytes=self.shard_mb * 2**20, codec=chosen,
             )  # fmt: skip
         except ValueError as error:
             said = f"--split {self.split} --folds {self.folds} --tile {self.tile} --shard-mb {self.shard_mb}"

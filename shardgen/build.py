@@ -3,6 +3,7 @@
 It can be killed at any moment and run again: finished shards of the same plan are kept, and the bytes are the same.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from bie_stream import codecs
 from bie_stream.atomic import PARTIAL, atomic_file
-from bie_stream.codecs import Pixels
+from bie_stream.codecs import Codec, Pixels
 from bie_stream.errors import DatasetNotFound, SourceError
 from bie_stream.shards import (
     MANIFEST,
@@ -83,6 +84,22 @@ def build(
         seconds = time.monotonic() - started
         _write_report(report, manifest, plan, kept, plan.fields - before, seconds)
     return manifest
+
+
+def begun_with(out: Path) -> Codec | None:
+    """The codec of the shards that are there already: a build that chose it by measuring must not choose again."""
+    found = (shard_facts(out, path.stem) for path in sorted((out / SHARDS).glob("*.parquet")))
+    return next((facts["codec"] for facts in found if facts), None)
+
+
+def some_samples(plan: Plan, most: int) -> Iterator[Pixels]:
+    """Samples of fields from all over the plan; those that cannot be read are passed over."""
+    fields = [planned for shard in plan.shards for planned in shard]
+    step = max(1, len(fields) * len(plan.tiles) // most)
+    for planned in fields[::step]:
+        with contextlib.suppress(SourceError):
+            pixels = read_field(plan.archive, planned.field, plan.dtype, plan.shape)
+            yield from (sample for sample, _ in samples(plan, planned, pixels))
 
 
 def _published(plan: Plan, out: Path) -> Manifest | None:
@@ -212,6 +229,7 @@ def write_shard(
             advance(1)
         writer.facts = {
             "plan_sha256": plan.sha256,
+            "codec": plan.options.codec,
             "rejects": rejects,
             "statistics": [count.dump() for count in counts],
         }

@@ -8,9 +8,11 @@ import typer
 from tqdm import tqdm
 
 import bie_stream
-from bie_stream.errors import one_line_errors
+from bie_stream.errors import SourceError, one_line_errors
 from shardgen.arguments import Arguments, takes_arguments
+from shardgen.build import begun_with, some_samples
 from shardgen.build import build as run_build
+from shardgen.codec_choice import MAX_SAMPLES, choose
 from shardgen.find import find
 from shardgen.pixels import probe
 from shardgen.plan import Plan, describe, make_plan
@@ -60,7 +62,7 @@ def build(
     shardgen build raw/plate --pattern '{well}_w{channel}.tif' --labels wells.csv --out shards/plate
     """
     with one_line_errors():
-        planned = _plan(arguments, out.with_name(f"{out.name}-raw"))
+        planned = _plan(arguments, out)
         if "NC" in (planned.archive.licence or "").replace("-", " ").split():
             typer.echo(f"note: {planned.archive.study} is {planned.archive.licence}: no commercial use", err=True)
         manifest = run_build(
@@ -125,9 +127,26 @@ def preview(
         typer.echo(out)
 
 
-def _plan(arguments: Arguments, raw: Path | None = None) -> Plan:
+def _plan(arguments: Arguments, out: Path | None = None) -> Plan:
+    raw = out and out.with_name(f"{out.name}-raw")
     archive = find(arguments.source, arguments.request(raw))
-    return make_plan(archive, arguments.options(), *probe(archive))
+    pixels = probe(archive)
+    if arguments.codec != "auto":
+        return make_plan(archive, arguments.options(), *pixels)
+    if out is None:
+        raise SourceError("--codec auto reads pixels, and a plan does not; give the codec's name, or build")
+    plan = make_plan(archive, arguments.options("npy"), *pixels)
+    codec = begun_with(out)
+    if codec is None:
+        choice = choose(some_samples(plan, MAX_SAMPLES))
+        for row in choice.table:
+            typer.echo(
+                f"{row.codec:8} {row.ratio:5.2f} times smaller, {row.encode_mb_s:5.0f} MB/s in, "
+                f"{row.decode_mb_s:5.0f} MB/s out", err=True,
+            )  # fmt: skip
+        typer.echo(f"codec {choice.why}", err=True)
+        codec = choice.codec
+    return make_plan(archive, arguments.options(codec), *pixels)
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ class Selection(BaseModel):
     @field_validator("z", "t")
     @classmethod
     def _slices(cls, value: Slices) -> Slices:
-        if isinstance(value, str) and value.isdigit():
+        if isinstance(value, str) and value.isdecimal():
             return int(value)
         if isinstance(value, str) and value not in ("each", "max", "middle"):
             raise ValueError(f"{value!r} is not each, max, middle or an index")

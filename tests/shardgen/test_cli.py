@@ -2,6 +2,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import tifffile
 from PIL import Image
 from typer.testing import CliRunner
 
+import bie_stream
 from shardgen.cli import app
+from shardgen.codec_choice import Choice
 
 PATTERN = "{well}_s{field}_w{channel}.tif"
 Shardgen = Callable[..., subprocess.CompletedProcess[str]]
@@ -151,3 +154,57 @@ def test_a_built_dataset_can_be_described_and_looked_at(tmp_path: Path, raw: Pat
     ran("preview", out, "--out", tmp_path / "sheet.png", "--rows", 3)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert (sheet.format, sheet.size) == ("PNG", (2 * (160 + 4) + 4, 3 * (160 + 4 + 14) + 14 + 4))
+
+
+def test_a_codec_that_was_measured_is_kept_when_the_build_goes_on(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("blosc2", reason="the extra `codecs` is not installed")
+    choices = iter(["blosc2", "npy"])  # as on a machine whose second measurement comes out otherwise
+    monkeypatch.setattr(
+        "shardgen.codec_choice.decide", lambda table: Choice(next(choices), "as the test says", table)
+    )  # fmt: skip
+    words = ("build", raw, "--pattern", PATTERN, "--workers", 1, "--codec", "auto", "--out", tmp_path / "out")
+    ran(*words)
+    manifest = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert manifest["codec"] == "blosc2"
+    (tmp_path / "out" / "dataset.json").unlink()
+    ran(*words)
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text()) == manifest
+
+
+@pytest.mark.parametrize("codec", ["tif", "jph", "blosc2"])
+def test_every_codec_gives_back_the_pixels_of_the_archive(
+    tmp_path: Path, write_archive: Callable[..., dict[tuple[str, int, int], np.ndarray[Any, Any]]], codec: str
+) -> None:
+    pytest.importorskip("imagecodecs", reason="the extra `codecs` is not installed")
+    pixels = write_archive(tmp_path / "raw")
+    ran("build", tmp_path / "raw", "--pattern", PATTERN, "--codec", codec, "--out", tmp_path / "out")
+    ran("verify", tmp_path / "out")
+    dataset = bie_stream.open(tmp_path / "out")
+    for number, row in enumerate(dataset.table.to_pylist()):
+        well = f"{row['well'][0]}{int(row['well'][1:]):02d}"
+        for channel in (1, 2):
+            np.testing.assert_array_equal(dataset[number][channel - 1], pixels[well, int(row["field"]), channel])
+
+
+def test_an_unknown_codec_is_refused_with_those_that_are_known(tmp_path: Path, raw: Path) -> None:
+    words = ["build", str(raw), "--pattern", PATTERN, "--codec", "blosc", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    assert "did you mean 'blosc2'" in result.stderr
+
+
+def test_fields_that_were_left_out_are_read_again_when_asked(tmp_path: Path, raw: Path) -> None:
+    whole = (raw / "B02_s1_w2.tif").read_bytes()
+    (raw / "B02_s1_w2.tif").write_bytes(whole[:-50])
+    words = ("build", raw, "--pattern", PATTERN, "--workers", 1, "--max-rejects", 1, "--shard-mb", 1)
+    ran(*words, "--out", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["rejected"] == 1
+    (raw / "B02_s1_w2.tif").write_bytes(whole)
+    ran(*words, "--out", tmp_path / "out", "--retry-rejects", "--report", tmp_path / "report.json")
+    ran(*words, "--out", tmp_path / "clean")
+    for path in sorted((tmp_path / "clean").rglob("*.*")):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "clean")).read_bytes()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["rejected"], report["shards_written"]) == (0, 1)
