@@ -113,9 +113,10 @@ def _extra(name: str) -> Any:
 
 
 def _encode_npy(pixels: Pixels) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(pixels), version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
+    pixels = np.ascontiguousarray(pixels)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(pixels))
+    return b"".join((header.getvalue(), pixels.data))  # write_array would copy the pixels three times
 
 
 def _decode_npy(payload: memoryview, expected: Form | None) -> Pixels:

@@ -269,8 +269,8 @@ def _request(method: str, url: str, transfer: Transfer, headers: dict[str, str])
         turn, client = _connection(host, transfer.connections), _client(transfer)
     with turn, client.stream(method, url, headers=headers) as response:
         status = response.status_code
-        if status in (403, 404, 410):  # 403: how object stores answer who may not list them, of what is not there
-            raise SourceMissing(f"{url} is not there, or not public (HTTP {status})")
+        if status in (404, 410):  # not 403: of a Zarr chunk, "not there" means zeros
+            raise SourceMissing(f"{url} is not there (HTTP {status})")
         if status in _AGAIN:
             after = response.headers.get("retry-after", "")
             raise _Again(f"HTTP {status}", float(after) if after.isdecimal() else 0.0)
