@@ -32,6 +32,7 @@ MANIFEST = "dataset.json"
 REJECTS = "rejects.parquet"
 SHARDS = "shards"
 _BLOCK = 512
+_PIECE = 2**18  # at once to the file: writes of 10 MB ran at a tenth of the speed on ext4, and a piece stays in cache
 _RECORD = 20 * _BLOCK  # tar pads its end to whole records
 _OF_PAYLOAD = ("offset", "size", "crc32c")  # what only the table knows of a sample
 
@@ -178,8 +179,11 @@ class ShardWriter:
         return offset
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
+        view = memoryview(data)
+        for start in range(0, len(data), _PIECE):
+            piece = view[start : start + _PIECE]
+            self._file.write(piece)
+            self._hash.update(piece)
         self._size += len(data)
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
