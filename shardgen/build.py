@@ -4,16 +4,16 @@ It can be killed at any moment and run again: finished shards of the same plan a
 """
 
 import contextlib
+import functools
 import json
-import multiprocessing
 import os
-import threading
+import shutil
+import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,30 +37,34 @@ from bie_stream.shards import (
     write_manifest,
 )  # fmt: skip
 from shardgen.convert import samples
+from shardgen.engines import Advance, Engine, Facts, Shard, chosen
 from shardgen.pixels import read_field
 from shardgen.plan import Plan, Planned, np_size
 from shardgen.statistics import ChannelCounts, merged
 
-Advance = Callable[[int], object]
+_VISIBLE_S = 60.0  # a client of NFS may hold for so long that a file is missing
 
 
 def build(
     plan: Plan, out: Path, *, workers: int | None = None, max_rejects: int = 0, retry_rejects: bool = False,
-    report: Path | None = None,
+    report: Path | None = None, engine: Engine = "processes", address: str | None = None,
 ) -> Manifest:  # fmt: skip
     """Writes the dataset of a plan into a folder.
 
     Args:
-        workers: processes; None for one per core, and no more than there are shards to write.
+        workers: shards written at once; None for one per core, and no more than there are shards to write.
         max_rejects: how many fields may be left out (and listed in `rejects.parquet`) because a plane is missing
             or damaged.
         retry_rejects: write those shards anew that lack fields, in case they can be read now.
         report: JSON to write about this run: how long, how much, how fast.
+        engine: who writes the shards; all nodes of a Ray cluster must see the archive and `out` under these paths.
+        address: of the Ray cluster, as `engines.ray` takes it.
 
     Raises:
         SourceError: too many fields cannot be read, or the folder holds another dataset.
     """
     started = time.monotonic()
+    run = chosen(engine, workers, address)
     there = _published(plan, out)
     if there is not None and not (retry_rejects and there.rejected):
         return there
@@ -73,8 +77,13 @@ def build(
     kept, before = len(facts), plan.fields - sum(len(shard) for _, shard in todo)
     rejects = [reject for written in facts.values() for reject in written["rejects"]]
     _hold(rejects, max_rejects)
-    with tqdm(total=plan.fields, initial=before, unit="field", desc="build", dynamic_ncols=True, disable=None) as bar:
-        for name, written in _run(plan, out, todo, workers or os.cpu_count() or 1, max_rejects, bar.update):
+    write = functools.partial(write_shard, plan.without_fields, out.absolute(), max_rejects)
+    with (
+        tqdm(total=plan.fields, initial=before, unit="field", desc="build", dynamic_ncols=True, disable=None) as bar,
+        contextlib.closing(run(write, todo, bar.update)) as finished,
+    ):
+        for name, written in finished:
+            _require_visible(out, name, written)
             facts[name] = written
             rejects += written["rejects"]
             _hold(rejects, max_rejects)
@@ -114,9 +123,23 @@ def _published(plan: Plan, out: Path) -> Manifest | None:
     return there
 
 
-def _finished(out: Path, name: str, plan: Plan) -> dict[str, Any] | None:
+def _finished(out: Path, name: str, plan: Plan) -> Facts | None:
     facts = shard_facts(out, name)
     return facts if facts and facts["plan_sha256"] == plan.sha256 else None
+
+
+def _require_visible(out: Path, name: str, written: Facts) -> None:
+    """Holds a shard that was written, maybe on another machine, against what stands in the folder here."""
+    deadline = time.monotonic() + _VISIBLE_S
+    while (found := shard_facts(out, name)) is None or found["sha256"] != written["sha256"]:
+        if time.monotonic() > deadline:
+            raise SourceError(
+                f"shard {name} was written, but {tar_path(out, name)} is not there or another; "
+                "give --out a folder that all nodes share, under the same path"
+            )
+        with contextlib.suppress(OSError):
+            os.scandir(out / SHARDS).close()  # to open a folder makes NFS ask the server what is in it
+        time.sleep(0.1)
 
 
 def _hold(rejects: list[dict[str, str]], max_rejects: int) -> None:
@@ -153,69 +176,35 @@ def _write_report(path: Path, manifest: Manifest, plan: Plan, kept: int, fields:
         partial.write_text(json.dumps(said, indent=2) + "\n")
 
 
-def _run(
-    plan: Plan, out: Path, todo: list[tuple[str, tuple[Planned, ...]]], workers: int, max_rejects: int, advance: Advance
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    if min(workers, len(todo)) <= 1:
-        for name, shard in todo:
-            yield name, write_shard(plan, out, name, shard, max_rejects, advance)
-        return
-    recipe = plan.without_fields
-    context = multiprocessing.get_context("spawn")
-    done = context.Value("q", 0)
-    with ProcessPoolExecutor(min(workers, len(todo)), context, _share, (done,)) as pool:
-        running = {
-            pool.submit(_write_shard_counting, recipe, out, name, shard, max_rejects): name for name, shard in todo
-        }
-        shown = 0
-        try:
-            while running:
-                finished, _ = wait(running, timeout=0.2, return_when=FIRST_EXCEPTION)
-                advance(done.value - shown)
-                shown = done.value
-                for future in finished:
-                    yield running.pop(future), future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-_done: Any = None
-
-
-def _share(done: Any) -> None:
-    global _done
-    _done = done
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed build leaves no process behind that would write beside the next one."""
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
-
-
-def _write_shard_counting(
-    plan: Plan, out: Path, name: str, shard: tuple[Planned, ...], max_rejects: int
-) -> dict[str, Any]:
-    def advance(fields: int) -> None:
-        with _done.get_lock():
-            _done.value += fields
-
-    return write_shard(plan, out, name, shard, max_rejects, advance)
-
-
-def write_shard(
-    plan: Plan, out: Path, name: str, shard: tuple[Planned, ...], max_rejects: int, advance: Advance
-) -> dict[str, Any]:
+def write_shard(plan: Plan, out: Path, max_rejects: int, name: str, shard: Shard, advance: Advance) -> Facts:
     """Writes one shard; the same bytes wherever and whenever it runs. What it noted comes back.
 
     Raises:
         SourceError: more than `max_rejects` of its fields cannot be read; then no shard is left behind.
     """
+    shards = tar_path(out, name).parent
+    shards.mkdir(parents=True, exist_ok=True)
+    # A folder of its own, because a worker that was believed dead may be writing the same shard.
+    with tempfile.TemporaryDirectory(PARTIAL, f"{name}.", shards, ignore_cleanup_errors=True) as own:
+        _write_samples(plan, Path(own), max_rejects, name, shard, advance)
+        written = shard_facts(Path(own), name)
+        assert written is not None, f"shard {name} was just written"
+        if shard_facts(out, name) != written:  # else the other one was first, with the same bytes
+            _move(tar_path(Path(own), name), tar_path(out, name))
+    return written
+
+
+def _move(own: Path, tar: Path) -> None:
+    """The table comes last, and an older one goes first: a shard is finished when its table stands beside its tar."""
+    tar.with_suffix(".parquet").unlink(missing_ok=True)
+    for suffix in (".idx", ".tar", ".parquet"):
+        own.with_suffix(suffix).replace(tar.with_suffix(suffix))
+
+
+def _write_samples(plan: Plan, root: Path, max_rejects: int, name: str, shard: Shard, advance: Advance) -> None:
     counts = [ChannelCounts(plan.dtype) for _ in plan.archive.channels]
     rejects: list[dict[str, str]] = []
-    with ShardWriter(out, name, plan.schema, plan.options.codec) as writer:
+    with ShardWriter(root, name, plan.schema, plan.options.codec) as writer:
         for planned, pixels in _read(plan, shard):
             if isinstance(pixels, SourceError):
                 field = planned.field
@@ -233,9 +222,6 @@ def write_shard(
             "rejects": rejects,
             "statistics": [count.dump() for count in counts],
         }
-    written = shard_facts(out, name)
-    assert written is not None, f"shard {name} was just written"
-    return written
 
 
 def _read(plan: Plan, shard: tuple[Planned, ...]) -> Iterator[tuple[Planned, Pixels | SourceError]]:
@@ -262,7 +248,7 @@ def _read(plan: Plan, shard: tuple[Planned, ...]) -> Iterator[tuple[Planned, Pix
                 reading.append((later, pool.submit(read, later)))
 
 
-def _publish(plan: Plan, out: Path, facts: list[dict[str, Any]], names: list[str]) -> Manifest:
+def _publish(plan: Plan, out: Path, facts: list[Facts], names: list[str]) -> Manifest:
     rejects = [reject for written in facts for reject in written["rejects"]]
     taken = sum(written["samples"] for written in facts)
     if not taken:
@@ -305,5 +291,7 @@ def _sweep(out: Path, names: list[str]) -> None:
     """Removes what an earlier, different or killed build left among the shards."""
     keep = {f"{name}{suffix}" for name in names for suffix in (".tar", ".parquet", ".idx")}
     for path in (out / SHARDS).iterdir():
-        if path.name not in keep and (path.suffix in (".tar", ".parquet", ".idx") or path.name.endswith(PARTIAL)):
+        if path.is_dir() and path.suffix == PARTIAL:
+            shutil.rmtree(path, ignore_errors=True)  # one that was believed dead may still write there
+        elif path.name not in keep and path.suffix in (".tar", ".parquet", ".idx", PARTIAL):
             path.unlink()

@@ -13,6 +13,7 @@ from shardgen.arguments import Arguments, takes_arguments
 from shardgen.build import begun_with, some_samples
 from shardgen.build import build as run_build
 from shardgen.codec_choice import MAX_SAMPLES, choose
+from shardgen.engines import Engine
 from shardgen.find import find
 from shardgen.pixels import probe
 from shardgen.plan import Plan, describe, make_plan
@@ -52,6 +53,8 @@ def build(
     max_rejects: Annotated[int, typer.Option(min=0, help="Fields that may be left out as unreadable.")] = 0,
     retry_rejects: Annotated[bool, typer.Option("--retry-rejects", help="Try again those that were left out.")] = False,
     report: Annotated[Path | None, typer.Option(help="JSON to write: how much, how fast.")] = None,
+    engine: Annotated[Engine, typer.Option(help="What writes shards: this machine, or a Ray cluster.")] = "processes",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster, HOST:PORT. Default: as ray.init().")] = None,
 ) -> None:
     """Turn an archive into a dataset of shards. Killed at any moment, it goes on when run again.
 
@@ -66,8 +69,9 @@ def build(
         if "NC" in (planned.archive.licence or "").replace("-", " ").split():
             typer.echo(f"note: {planned.archive.study} is {planned.archive.licence}: no commercial use", err=True)
         manifest = run_build(
-            planned, out, workers=workers, max_rejects=max_rejects, retry_rejects=retry_rejects, report=report
-        )
+            planned, out, workers=workers, max_rejects=max_rejects, retry_rejects=retry_rejects, report=report,
+            engine=engine, address=address,
+        )  # fmt: skip
         size = sum(shard.bytes for shard in manifest.shards)
         typer.echo(
             f"{out}: {manifest.samples} samples in {len(manifest.shards)} shards, {size / 1e6:.1f} MB, "

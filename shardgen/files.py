@@ -29,6 +29,7 @@ from bie_stream.errors import SourceError, SourceMissing
 
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _AGENT = "Mozilla/5.0 (compatible; bie-stream)"  # BioStudies turns away what does not look like a browser
+_DEEPEST = 64  # of folders in folders; a link to its own folder, or a server that lists itself, would never end
 _T = TypeVar("_T")
 _ONE_BY_ONE = threading.Lock()  # or threads that start together would each make a client and a limit of their own
 LARGEST_BYTES = 4 * 2**30  # of one file; what claims to be larger is refused
@@ -85,7 +86,13 @@ def open_files(root: str | Path, transfer: Transfer = Transfer()) -> Files:
 
 
 def walk(files: Files, folder: str = "") -> Iterator[str]:
-    """Paths of all files below a folder, sorted within each folder."""
+    """Paths of all files below a folder, sorted within each folder.
+
+    Raises:
+        SourceError: folders are nested without end.
+    """
+    if folder.count("/") > _DEEPEST:
+        raise SourceError(f"{files.root}/{folder}: folders are nested more than {_DEEPEST} deep; is there a circle?")
     prefix = f"{folder}/" if folder else ""
     for name in files.list(folder):
         if name.endswith("/"):
@@ -108,7 +115,10 @@ class Local:
 
     def path(self, path: str) -> Path:
         """Where a file lies; also through links, it is inside the root."""
-        place = Path(self.root, _inside(path)).resolve()
+        try:
+            place = Path(self.root, _inside(path)).resolve()
+        except RuntimeError as error:
+            raise SourceError(f"{self.root}/{path} is a link that leads back to itself") from error
         if not place.is_relative_to(self.root):
             raise SourceError(f"{path!r} leads out of {self.root}; what an archive names must lie in its folder")
         return place
@@ -132,7 +142,7 @@ class Local:
             entries = list(os.scandir(self.path(folder)))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise SourceMissing(f"{self.root}/{folder} is not there") from error
-        return sorted(entry.name + "/" * entry.is_dir() for entry in entries)
+        return sorted(entry.name + "/" * Path(entry).is_dir() for entry in entries)  # unlike entry's, of any link
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,11 @@ class Http:
 
     def list(self, folder: str = "") -> list[str]:
         page = _Links()
-        page.feed(fetch(f"{self.url(folder)}/", self.transfer).decode("utf-8", "replace"))
+        url = f"{self.url(folder)}/"
+        try:
+            page.feed(fetch(url, self.transfer).decode("utf-8", "replace"))
+        except AssertionError as error:  # how the parser says that a marked section is none
+            raise SourceError(f"{url} is no listing: {error}") from error
         return sorted(page.names)
 
 
@@ -252,6 +266,8 @@ def _until_it_works(attempt: Callable[[], _T], url: str, transfer: Transfer) -> 
     for tries in itertools.count(1):
         try:
             return attempt()
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
+            raise SourceError(f"{url} cannot be read: {error}") from error
         except (_Again, httpx.RequestError) as error:
             reason = str(error) or type(error).__name__
             if tries == transfer.tries:
@@ -264,7 +280,7 @@ def _until_it_works(attempt: Callable[[], _T], url: str, transfer: Transfer) -> 
 
 @contextlib.contextmanager
 def _request(method: str, url: str, transfer: Transfer, headers: dict[str, str]) -> Iterator[httpx.Response]:
-    host = urllib.parse.urlsplit(url).netloc
+    host = httpx.URL(url).netloc.decode("ascii")
     with _ONE_BY_ONE:
         turn, client = _connection(host, transfer.connections), _client(transfer)
     with turn, client.stream(method, url, headers=headers) as response:
@@ -291,11 +307,17 @@ def _connection(host: str, connections: int) -> threading.BoundedSemaphore:
 
 
 def _inside(path: str) -> PurePosixPath:
-    """The path, if it can only be below its root."""
+    """The path, if it can only be below its root, and a file can have its names."""
     parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts or "\\" in path or "\0" in path:
+    too_long = any(len(part.encode("utf-8", "replace")) > 255 for part in parts.parts) or len(path) > 2000
+    if parts.is_absolute() or ".." in parts.parts or "\\" in path or "\0" in path or too_long or _broken(path):
         raise SourceError(f"{path!r} is not a path inside its archive")
     return parts
+
+
+def _broken(text: str) -> bool:
+    """Whether it holds half a character (a lone surrogate, as JSON can), which no file's name has."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 class _Links(html.parser.HTMLParser):

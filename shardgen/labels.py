@@ -7,6 +7,7 @@ import csv
 import io
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -99,7 +100,7 @@ def labels_of(table: Table, wells: Iterable[tuple[str, str]], complete: bool = T
     if well_column is None:
         raise SourceError(f"{table.where} has no column 'well'; it has: {', '.join(table.header) or 'nothing'}")
     columns = [name for n, name in enumerate(table.header) if n not in (well_column, plate_column)]
-    if doubled := [name for name in columns if columns.count(name) > 1]:
+    if doubled := [name for name, times in Counter(columns).items() if times > 1]:
         raise SourceError(f"{table.where}: column {doubled[0]!r} is there twice; rename one")
     if reserved := [name for name in columns if name in (*SAMPLE_COLUMNS.names, "fold", "shard")]:
         raise SourceError(f"{table.where}: column {reserved[0]!r} is one of the sample table's own; rename it")
@@ -116,9 +117,9 @@ def labels_of(table: Table, wells: Iterable[tuple[str, str]], complete: bool = T
         raise SourceError(
             f"{table.where} lacks {len(missing)} of {len(wells)} wells: {some(missing)}{hint}; add a row for each"
         )
-    nothing = ("",) * len(table.header)
+    nothing, known = ("",) * len(table.header), set(columns)
     taken = [rows.get(well, nothing) for well in wells]
-    typed = {name: _typed([row[table.header.index(name)].strip() for row in taken]) for name in columns}
+    typed = {name: _typed([row[n].strip() for row in taken]) for n, name in enumerate(table.header) if name in known}
     return {well: {name: typed[name][i] for name in columns} for i, well in enumerate(wells)}
 
 

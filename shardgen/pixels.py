@@ -35,6 +35,11 @@ def probe(archive: Archive) -> tuple[Dtype, tuple[int, int]]:
             continue
         for known in DTYPES:
             if dtype == known:
+                if math.prod(shape) * np.dtype(known).itemsize > LARGEST_PLANE_BYTES:
+                    raise SourceError(
+                        f"{plane.path} claims {shape[0]} x {shape[1]} pixels; "
+                        f"a plane may take {LARGEST_PLANE_BYTES / 2**20:.0f} MiB"
+                    )
                 return known, shape
         raise SourceError(f"{plane.path} has pixels of {dtype}; shards hold {', '.join(DTYPES)}")
     raise SourceError(f"none of the planes of {archive.source} is there")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bie_stream.errors import SourceError
-from shardgen.files import Files, fetch_json
+from shardgen.files import Files, fetch_json, is_url
 from shardgen.request import Request
 
 _DEEPEST = 50  # of nested sections; real submissions have three or four levels
@@ -47,8 +47,8 @@ def read(accession: str, request: Request) -> Submission:
     if not isinstance(section, dict):
         raise SourceError(f"{accession} has no section; expected a page-tab of BioStudies")
     root = fetch_json(f"{base}/api/v1/studies/{accession}/info", request.transfer).get("httpLink")
-    if not isinstance(root, str):
-        raise SourceError(f"{accession}: its info names no httpLink, so its files cannot be found")
+    if not (isinstance(root, str) and is_url(root)):  # a path would be one on the user's own disk
+        raise SourceError(f"{accession}: the httpLink of its info is {root!r}; expected the address of its files")
     names = [file for part in _sections(section) for file in _direct(part)]
     lists = dict.fromkeys(name for part in _sections(section) if (name := _value(part, "File List")))
     for name in lists:

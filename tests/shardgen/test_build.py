@@ -13,7 +13,7 @@ import pytest
 
 import bie_stream
 from bie_stream.errors import SourceError
-from shardgen.build import build
+from shardgen.build import build, write_shard
 from shardgen.plan import Plan
 
 PlanOf = Callable[..., Plan]
@@ -158,6 +158,42 @@ def test_what_an_earlier_build_left_among_the_shards_is_swept_away(
     build(plan_of(raw, shard_bytes=1), tmp_path / "out", workers=1)
     (tmp_path / "out/dataset.json").unlink()
     (tmp_path / "out/shards/000007.tar.partial").touch()
+    (tmp_path / "out/shards/000007.killed.partial/shards").mkdir(parents=True)
+    (tmp_path / "out/shards/000007.killed.partial/shards/000007.tar.partial").touch()
     for name in ("out", "clean"):
         build(plan_of(raw), tmp_path / name, workers=1)
     assert tree(tmp_path / "out") == tree(tmp_path / "clean")
+
+
+def test_two_that_write_the_same_shard_at_once_leave_it_whole(
+    tmp_path: Path, raw: Path, plan_of: PlanOf, tree: Tree
+) -> None:
+    plan = plan_of(raw)
+    outcomes = []
+
+    def second(fields: int) -> None:
+        if not outcomes:
+            outcomes.append(None)
+            outcomes[0] = write_shard(plan, tmp_path / "two", 0, "000000", plan.shards[0], lambda fields: None)
+
+    first = write_shard(plan, tmp_path / "two", 0, "000000", plan.shards[0], second)
+    assert outcomes == [first]
+    write_shard(plan, tmp_path / "one", 0, "000000", plan.shards[0], lambda fields: None)
+    assert tree(tmp_path / "two") == tree(tmp_path / "one")
+    assert list((tmp_path / "two").rglob("*.partial")) == []
+
+
+def test_a_folder_that_the_writers_do_not_share_is_named(
+    tmp_path: Path, raw: Path, plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(*_: Any) -> Callable[..., Any]:
+        plan = plan_of(raw)
+        return lambda write, todo, advance: (
+            (name, write_shard(plan, tmp_path / "elsewhere", 0, name, shard, advance)) for name, shard in todo
+        )
+
+    monkeypatch.setattr("shardgen.build.chosen", elsewhere)
+    monkeypatch.setattr("shardgen.build._VISIBLE_S", 0.2)
+    with pytest.raises(SourceError, match=r"shard 000000 was written, but .*out/shards/000000\.tar .*all nodes share"):
+        build(plan_of(raw), tmp_path / "out")
+    assert not (tmp_path / "out/dataset.json").exists()
