@@ -34,7 +34,7 @@ test: $(READY)
 	ruff check .
 	ruff format --check .
 	mypy
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 format: $(READY)
 	ruff check --fix .

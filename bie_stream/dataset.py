@@ -65,6 +65,10 @@ class Dataset:
         shapes = pc.list_flatten(table["shape"].combine_chunks()).to_numpy()
         self._shapes: npt.NDArray[np.int64] = shapes.reshape(-1, 3).astype(np.int64)
         self.shapes = self._shapes[:, 1:]
+        if (self._shapes[:, 0] != len(manifest.channels)).any():
+            raise DatasetError(
+                f"{root} has samples of another number of channels than the {len(manifest.channels)} named"
+            )
 
     @property
     def channels(self) -> tuple[str, ...]:

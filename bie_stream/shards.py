@@ -17,12 +17,13 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import Annotated, Any, BinaryIO, Literal, Self
 
 import google_crc32c
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from bie_stream.atomic import PARTIAL, atomic_file
 from bie_stream.codecs import SUFFIX, Codec, Dtype
@@ -53,6 +54,7 @@ SAMPLE_COLUMNS = pa.schema(
         pa.field("split", pa.string(), nullable=False),
     ]
 )
+_LABEL_TYPES = (pa.string(), pa.int64(), pa.float64(), pa.int32())
 REJECT_COLUMNS = pa.schema([(name, pa.string()) for name in ("plate", "well", "field", "reason")])
 
 
@@ -83,7 +85,7 @@ class ChannelStatistics(_Frozen):
 class ShardEntry(_Frozen):
     """One shard as the manifest lists it; `bytes` and `sha256` are those of its tar."""
 
-    name: str
+    name: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,64}$")]  # of its files: no path
     samples: int
     bytes: int
     sha256: str
@@ -110,6 +112,12 @@ class Manifest(_Frozen):
     shards: tuple[ShardEntry, ...]
     options: dict[str, Any]
     plan_sha256: str
+
+    @model_validator(mode="after")
+    def _one_for_each_channel(self) -> Self:
+        if len(self.statistics) != len(self.channels):
+            raise ValueError(f"{len(self.statistics)} statistics of {len(self.channels)} channels")
+        return self
 
 
 def describe_sample(row: Mapping[str, Any]) -> bytes:
@@ -254,7 +262,10 @@ def read_table(root: Path, manifest: Manifest) -> pa.Table:
     Raises:
         DatasetError: a shard is missing, cut short, or disagrees with the manifest.
     """
-    return pa.concat_tables(_tables(root, manifest))
+    try:
+        return pa.concat_tables(_tables(root, manifest))
+    except pa.ArrowInvalid as error:  # no shard at all, or label columns of different types
+        raise DatasetError(f"the tables of {root} do not make one: {error}") from error
 
 
 def _tables(root: Path, manifest: Manifest) -> Iterator[pa.Table]:
@@ -267,10 +278,35 @@ def _tables(root: Path, manifest: Manifest) -> Iterator[pa.Table]:
                 f"shard {tar} {state}, the manifest says {shard.bytes} bytes; "
                 "copy it again, or run the same `shardgen build` again"
             )
-        try:
-            table = pq.read_table(tar.with_suffix(".parquet")).replace_schema_metadata()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DatasetError(f"table {tar.with_suffix('.parquet')} cannot be read: {error}") from error
+        table = read_shard_table(tar.with_suffix(".parquet"), manifest)
         if table.num_rows != shard.samples:
             raise DatasetError(f"table of {tar} has {table.num_rows} rows, the manifest says {shard.samples}")
         yield table.append_column(pa.field("shard", pa.int32()), pa.array([number] * len(table), pa.int32()))
+
+
+def read_shard_table(path: Path, manifest: Manifest) -> pa.Table:
+    """The table of one shard, its columns as they must be.
+
+    Raises:
+        DatasetError: it cannot be read, or has other columns than the manifest says.
+    """
+    try:
+        table = pq.read_table(path).replace_schema_metadata()
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise DatasetError(f"table {path} cannot be read: {error}") from error
+    fold = ["fold"] if manifest.options.get("folds") else []
+    names = [*SAMPLE_COLUMNS.names, *fold, *manifest.labels]
+    if table.column_names != names or len(set(names)) < len(names):
+        raise DatasetError(
+            f"table {path} has other columns than the manifest says: {', '.join(table.column_names)}; "
+            "copy it again, or run the same `shardgen build` again"
+        )
+    for field, column in zip(table.schema, table.columns, strict=True):
+        own = field.name in SAMPLE_COLUMNS.names
+        known = (SAMPLE_COLUMNS.field(field.name).type,) if own else _LABEL_TYPES
+        if field.type not in known:
+            expected = " or ".join(map(str, known))
+            raise DatasetError(f"table {path}: column {field.name!r} is {field.type}, expected {expected}")
+        if own and (column.null_count or (field.name == "shape" and pc.list_flatten(column).null_count)):
+            raise DatasetError(f"table {path}: column {field.name!r} lacks a value")
+    return table

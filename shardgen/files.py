@@ -142,7 +142,7 @@ class Local:
             entries = list(os.scandir(self.path(folder)))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise SourceMissing(f"{self.root}/{folder} is not there") from error
-        return sorted(entry.name + "/" * Path(entry).is_dir() for entry in entries)  # unlike entry's, of any link
+        return sorted(entry.name + "/" * _is_folder(entry) for entry in entries)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Http:
 
     def url(self, path: str) -> str:
         """The address of a file; blanks, brackets, `#` and `+` in its name are escaped."""
-        return "/".join([self.root, *(urllib.parse.quote(part, safe="") for part in _inside(path).parts)])
+        return "/".join([self.root, *(urllib.parse.quote(os.fsencode(part), safe="") for part in _inside(path).parts)])
 
     def read(self, path: str, first: int = 0, last: int | None = None) -> bytes:
         return fetch(self.url(path), self.transfer, first, last)
@@ -239,12 +239,23 @@ def fetch(url: str, transfer: Transfer = Transfer(), first: int = 0, last: int |
 
 def fetch_json(url: str, transfer: Transfer = Transfer()) -> dict[str, Any]:
     """A JSON object; raises as `fetch`, and where the body is none."""
-    try:
-        found = json.loads(fetch(url, transfer))
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{url} is not JSON: {error}") from error
+    found = parse_json(fetch(url, transfer), url)
     if not isinstance(found, dict):
         raise SourceError(f"{url} is {type(found).__name__}, expected a JSON object")
+    return found
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """What a JSON document holds.
+
+    Raises:
+        SourceError: it is none, or its text cannot be written down again (half a character, as `\\ud800`).
+    """
+    try:
+        found = json.loads(data)
+        json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{where} is not JSON: {error}") from error
     return found
 
 
@@ -266,7 +277,7 @@ def _until_it_works(attempt: Callable[[], _T], url: str, transfer: Transfer) -> 
     for tries in itertools.count(1):
         try:
             return attempt()
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects, UnicodeError) as error:
             raise SourceError(f"{url} cannot be read: {error}") from error
         except (_Again, httpx.RequestError) as error:
             reason = str(error) or type(error).__name__
@@ -309,15 +320,18 @@ def _connection(host: str, connections: int) -> threading.BoundedSemaphore:
 def _inside(path: str) -> PurePosixPath:
     """The path, if it can only be below its root, and a file can have its names."""
     parts = PurePosixPath(path)
-    too_long = any(len(part.encode("utf-8", "replace")) > 255 for part in parts.parts) or len(path) > 2000
-    if parts.is_absolute() or ".." in parts.parts or "\\" in path or "\0" in path or too_long or _broken(path):
+    try:
+        too_long = any(len(os.fsencode(part)) > 255 for part in parts.parts) or len(path) > 2000
+    except UnicodeEncodeError:  # half a character, as JSON can name
+        too_long = True
+    if parts.is_absolute() or ".." in parts.parts or "\\" in path or "\0" in path or too_long:
         raise SourceError(f"{path!r} is not a path inside its archive")
     return parts
 
 
-def _broken(text: str) -> bool:
-    """Whether it holds half a character (a lone surrogate, as JSON can), which no file's name has."""
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Also a link to one; a link in a circle is none, where `entry.is_dir()` would raise."""
+    return Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 class _Links(html.parser.HTMLParser):

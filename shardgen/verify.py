@@ -16,7 +16,6 @@ from bie_stream import codecs
 from bie_stream.errors import DatasetError, SampleError
 from bie_stream.shards import (
     REJECTS,
-    SAMPLE_COLUMNS,
     Manifest,
     ShardEntry,
     crc32c,
@@ -24,6 +23,7 @@ from bie_stream.shards import (
     index_head,
     index_line,
     read_manifest,
+    read_shard_table,
     read_table,
     tar_path,
 )
@@ -47,11 +47,9 @@ def verify(root: Path) -> Iterator[str]:
             bar.update(shard.bytes)
     try:
         table = read_table(root, manifest)
-    except (DatasetError, pa.ArrowInvalid) as error:
+    except DatasetError as error:
         yield str(error)
         return
-    if not set(SAMPLE_COLUMNS.names) <= set(table.column_names):
-        return  # told above
     if len(table) != manifest.samples:
         yield f"the tables have {len(table)} samples, the manifest says {manifest.samples}"
     doubled = [key for key, times in Counter(table["key"].to_pylist()).items() if times > 1]
@@ -67,7 +65,7 @@ def verify(root: Path) -> Iterator[str]:
 def _rejects(path: Path, manifest: Manifest) -> Iterator[str]:
     try:
         listed = len(pq.read_table(path))
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         yield f"{path} cannot be read: {error}"
         return
     if listed != manifest.rejected:
@@ -89,8 +87,8 @@ def _shard(root: Path, shard: ShardEntry, manifest: Manifest) -> Iterator[str]:
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        table = pq.read_table(path.with_suffix(".parquet"))
-    except Exception as error:  # missing, unreadable, or not Parquet: all are faults to report
+        table = read_shard_table(path.with_suffix(".parquet"), manifest)
+    except (OSError, DatasetError) as error:
         yield f"shard {path}: {error}"
         return
     if path.stat().st_size != shard.bytes:
@@ -108,10 +106,6 @@ def _shard(root: Path, shard: ShardEntry, manifest: Manifest) -> Iterator[str]:
     if lines[:1] != [index_head(len(table))] or len(lines) != len(table) + 1:
         yield f"index {index} does not list the {len(table)} samples of its table"
         lines = []
-    if table.column_names != [*SAMPLE_COLUMNS.names, *manifest.labels]:
-        table_path = path.with_suffix(".parquet")
-        yield f"table {table_path} has other columns than the manifest says: {', '.join(table.column_names)}"
-        return
     store = LocalStore([path])
     for row, line in itertools.zip_longest(table.to_pylist(), lines[1:]):
         yield from _sample(store, row, manifest, members, path)

@@ -8,13 +8,12 @@
 Facts: EBIBioStudies controllers; BioImage-Archive/bia-integrator, bia_ingest/biostudies/api.py.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from bie_stream.errors import SourceError
-from shardgen.files import Files, fetch_json, is_url
+from shardgen.files import Files, fetch_json, is_url, parse_json
 from shardgen.request import Request
 
 _DEEPEST = 50  # of nested sections; real submissions have three or four levels
@@ -98,11 +97,7 @@ def _direct(section: dict[str, Any]) -> list[str]:
 
 
 def _listed(data: bytes, where: str) -> list[str]:
-    try:
-        items = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{where} is not JSON: {error}") from error
-    return [item["path"] for item in _flat(items) if _is_file(item)]
+    return [item["path"] for item in _flat(parse_json(data, where)) if _is_file(item)]
 
 
 def _is_file(item: dict[str, Any]) -> bool:

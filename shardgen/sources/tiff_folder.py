@@ -50,6 +50,8 @@ def find(files: Files, pattern: str, *, names: Iterable[str] | None = None, plat
         match = expression.fullmatch(file if "/" in pattern else file.rsplit("/", 1)[-1])
         if not match:
             continue
+        if not match[0].isascii() and "\ufffd" in match[0].encode("utf-8", "replace").decode():
+            raise SourceError(f"the name of {file!r} is not in UTF-8; rename it")
         parts = match.groupdict()
         row, column = split_well(parts.get("well") or f"{parts['row']}{parts['column']}")
         place = (

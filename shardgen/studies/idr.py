@@ -25,6 +25,7 @@ from shardgen.request import Request
 
 _SERVER = ("/uod/idr/filesets/", "/idr/filesets/")
 _PLATES_AT_ONCE = 8
+_MOST_PAGES = 500  # of the screens of IDR, which has a few hundred: a server could go on for ever
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ def find(screen: Screen, request: Request) -> Archive:
     about = study_facts(metadata.read(posixpath.join(screen.folder, f"{screen.accession}-study.txt")))
 
     def read(plate: str) -> Layout:
-        return screen.read(images, plates[plate], plate, metadata)
+        try:
+            return screen.read(images, plates[plate], plate, metadata)
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{plates[plate]} of plate {plate} is not in UTF-8: {error}") from error
 
     with ThreadPoolExecutor(_PLATES_AT_ONCE) as pool:
         layouts = list(tqdm(pool.map(read, plates), total=len(plates), unit="plate", desc="plates", disable=None))
@@ -89,10 +93,10 @@ def plate_paths(table: bytes, where: str) -> dict[str, str]:
     """Path of each plate. The columns are (name, path) in some studies and (path, name) in others: a path has a `/`.
 
     Raises:
-        SourceError: a line is not a plate and its path.
+        SourceError: a line is not a plate and its path, or there is none.
     """
     found = {}
-    for line in table.decode("utf-8-sig").splitlines():
+    for line in table.decode("utf-8-sig", "replace").splitlines():
         cells = [cell.strip() for cell in line.split("\t")]
         if not line.strip():
             continue
@@ -100,7 +104,11 @@ def plate_paths(table: bytes, where: str) -> dict[str, str]:
         if len(cells) != 2 or len(paths) != 1:
             raise SourceError(f"plates.tsv of {where}: {line!r} is not a plate and its path")
         (name,) = (cell for cell in cells if cell not in paths)
+        if not name or "\ufffd" in line:
+            raise SourceError(f"plates.tsv of {where}: {line!r} is not a plate and its path, in UTF-8")
         found[name] = paths[0]
+    if not found:
+        raise SourceError(f"plates.tsv of {where} names no plate")
     return dict(sorted(found.items(), key=lambda item: natural(item[0])))
 
 
@@ -165,28 +173,29 @@ def omero_table(screen: str, request: Request) -> Table:
         raise SourceError(f"{base} has no screen {screen!r}; {nearest(screen, sorted(ids))}")
     url = f"{base}/webgateway/table/Screen/{ids[screen]}/query/?query=*"
     data = fetch_json(url, request.transfer).get("data")
-    if (
-        not isinstance(data, dict)
-        or not isinstance(data.get("columns"), list)
-        or not isinstance(data.get("rows"), list)
-    ):
+    columns, rows = (data.get(name) if isinstance(data, dict) else None for name in ("columns", "rows"))
+    if not (isinstance(columns, list) and isinstance(rows, list)):
         raise SourceError(f"{url} is not a table; expected data.columns and data.rows")
+    if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
+        raise SourceError(f"{url}: a row has not the {len(columns)} cells that its columns say")
     names = {"Plate Name": "Plate", "Well Name": "Well"}
-    taken = [n for n, name in enumerate(data["columns"]) if name not in ("Plate", "Well")]
-    header = tuple(names.get(data["columns"][n], str(data["columns"][n])) for n in taken)
-    rows = tuple(tuple("" if row[n] is None else str(row[n]) for n in taken) for row in data["rows"])
-    return Table(url, header, rows)
+    taken = [n for n, name in enumerate(columns) if name not in ("Plate", "Well")]
+    header = tuple(names.get(name, name) for name in (str(columns[n]) for n in taken))
+    return Table(url, header, tuple(tuple("" if row[n] is None else str(row[n]) for n in taken) for row in rows))
 
 
 def _pages(url: str, request: Request, limit: int = 500) -> Iterable[dict[str, Any]]:
     offset = 0
-    while True:
+    for _ in range(_MOST_PAGES):
         page = fetch_json(f"{url}?limit={limit}&offset={offset}", request.transfer)
-        items = [item for item in page.get("data", []) if isinstance(item, dict)]
+        items, meta = page.get("data"), page.get("meta")
+        if not (isinstance(items, list) and all(isinstance(item, dict) for item in items) and isinstance(meta, dict)):
+            raise SourceError(f"{url} is no page of OMERO; expected data and meta")
         yield from items
-        offset += len(items)
-        if not items or offset >= int(page.get("meta", {}).get("totalCount", 0)):
+        offset, total = offset + len(items), meta.get("totalCount")
+        if not items or not isinstance(total, int) or offset >= total:
             return
+    raise SourceError(f"{url} has more than {_MOST_PAGES} pages; can it be?")
 
 
 def _chosen(plates: dict[str, str], wanted: tuple[str, ...] | None) -> dict[str, str]:
