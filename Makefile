@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "== setting up .venv (several GB: torch with CUDA, DALI)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[dali,codecs,ray,train,dev]'
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dali,codecs,s3,ray,train,dev]'
 	@touch $@
 
 demo: $(READY)

@@ -2,7 +2,7 @@
 
     python -m bench.shardgen FOLDER
 
-FOLDER is scratch space on the disk that is to be measured; 3.2 GB are written below it and removed.
+FOLDER is scratch space on the disk that is to be measured; 12.8 GB are written below it and removed.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-FIELDS, CHANNELS, SHAPE = 96, 4, (1080, 1280)
+FIELDS, CHANNELS, SHAPE = 96, 4, (2160, 2560)  # as idr0093's
 PATTERN = "{well}_w{channel}.tif"
 
 

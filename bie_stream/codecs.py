@@ -52,6 +52,11 @@ def encode(pixels: Pixels, codec: Codec) -> bytes:
         SourceError: the codec does not take such pixels.
         DatasetError: a package that it needs is not installed.
     """
+    return b"".join(encoded_parts(pixels, codec))
+
+
+def encoded_parts(pixels: Pixels, codec: Codec) -> tuple[bytes | memoryview, ...]:
+    """The same in parts that follow each other: of npy the header, and the pixels where they lie."""
     require(codec, pixels.dtype.name)
     return _ENCODE[codec](pixels)
 
@@ -112,11 +117,11 @@ def _extra(name: str) -> Any:
     return module
 
 
-def _encode_npy(pixels: Pixels) -> bytes:
+def _encode_npy(pixels: Pixels) -> tuple[bytes, memoryview]:
     pixels = np.ascontiguousarray(pixels)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(pixels))
-    return b"".join((header.getvalue(), pixels.data))  # write_array would copy the pixels three times
+    return header.getvalue(), pixels.data
 
 
 def _decode_npy(payload: memoryview, expected: Form | None) -> Pixels:
@@ -139,7 +144,7 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     return shape, dtype
 
 
-def _encode_tif(pixels: Pixels) -> bytes:
+def _encode_tif(pixels: Pixels) -> tuple[bytes]:
     _extra("imagecodecs")  # with it or without it tifffile would write other bytes
     import tifffile  # here, because it imports imagecodecs
 
@@ -159,7 +164,7 @@ def _encode_tif(pixels: Pixels) -> bytes:
         software=False,
         maxworkers=1,
     )
-    return buffer.getvalue()
+    return (buffer.getvalue(),)
 
 
 def _decode_tif(payload: memoryview, expected: Form | None) -> Pixels:
@@ -179,10 +184,10 @@ def _decode_tif(payload: memoryview, expected: Form | None) -> Pixels:
     return np.moveaxis(pixels.reshape(*shape[1:], shape[0]), -1, 0)
 
 
-def _encode_jph(pixels: Pixels) -> bytes:
+def _encode_jph(pixels: Pixels) -> tuple[bytes]:
     channels, height, width = pixels.shape
     tall = np.ascontiguousarray(pixels).reshape(channels * height, width)
-    return bytes(_extra("imagecodecs").htj2k_encode(tall, tile=(width, height), reversible=True))
+    return (bytes(_extra("imagecodecs").htj2k_encode(tall, tile=(width, height), reversible=True)),)
 
 
 def _decode_jph(payload: memoryview, expected: Form | None) -> Pixels:
@@ -209,7 +214,7 @@ def _jph_header(payload: memoryview) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return (tall // height, height, width), np.dtype(np.uint8 if depth == 7 else np.uint16)
 
 
-def _encode_blosc2(pixels: Pixels) -> bytes:
+def _encode_blosc2(pixels: Pixels) -> tuple[bytes]:
     blosc2 = _extra("blosc2")
     how = blosc2.CParams(
         codec=blosc2.Codec.ZSTD,
@@ -221,7 +226,7 @@ def _encode_blosc2(pixels: Pixels) -> bytes:
     # One chunk of one block per channel: in it the pixels lie in C order, and it is decoded in one call.
     blocks = (1, *pixels.shape[1:])
     array = blosc2.asarray(np.ascontiguousarray(pixels), cparams=how, chunks=pixels.shape, blocks=blocks)
-    return bytes(array.to_cframe())
+    return (bytes(array.to_cframe()),)
 
 
 def _decode_blosc2(payload: memoryview, expected: Form | None) -> Pixels:
@@ -243,7 +248,7 @@ def _decode_blosc2(payload: memoryview, expected: Form | None) -> Pixels:
     return pixels
 
 
-_ENCODE: dict[Codec, Callable[[Pixels], bytes]] = {
+_ENCODE: dict[Codec, Callable[[Pixels], tuple[bytes | memoryview, ...]]] = {
     "npy": _encode_npy, "tif": _encode_tif, "jph": _encode_jph, "blosc2": _encode_blosc2,
 }  # fmt: skip
 _DECODE: dict[Codec, Callable[[memoryview, Form | None], Pixels]] = {

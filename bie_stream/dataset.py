@@ -1,8 +1,6 @@
 """A dataset of shards: its table, its channels by name, any sample by number."""
 
 from collections.abc import Sequence
-from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +9,18 @@ import pyarrow.compute as pc
 
 from bie_stream import codecs
 from bie_stream.errors import DatasetError, SampleError, nearest
-from bie_stream.shards import ChannelStatistics, Manifest, crc32c, read_manifest, read_table, tar_path
-from bie_stream.store import LocalStore
+from bie_stream.folder import Folder, Location, folder_at
+from bie_stream.shards import ChannelStatistics, Manifest, crc32c, read_manifest, read_table, shard_file
+from bie_stream.store import Store, open_store
 
 
 def open(  # noqa: A001 - the public name is bie_stream.open, as in zarr.open
-    path: str | PathLike[str], *, split: str | None = None, channels: Sequence[str] | None = None
+    path: Location, *, split: str | None = None, channels: Sequence[str] | None = None
 ) -> "Dataset":
-    """Opens the dataset in a folder.
+    """Opens a dataset.
 
     Args:
-        path: the folder that holds `dataset.json`.
+        path: the folder that holds `dataset.json`, or its URL (`s3://bucket/plates`).
         split: only this split; None for all samples.
         channels: names, in the order wanted; None for all, in the order of the manifest.
 
@@ -29,20 +28,20 @@ def open(  # noqa: A001 - the public name is bie_stream.open, as in zarr.open
         DatasetNotFound: there is no dataset at `path`.
         DatasetError: it is damaged, or has no such split or channel.
     """
-    root = Path(path)
-    manifest = read_manifest(root)
+    folder = folder_at(path)
+    manifest = read_manifest(folder)
     known = [channel.name for channel in manifest.channels]
     wanted = known if channels is None else list(channels)
     for name in wanted:
         if name not in known:
-            raise DatasetError(f"{root} has no channel {name!r}; {nearest(name, known)}")
+            raise DatasetError(f"{folder} has no channel {name!r}; {nearest(name, known)}")
     if len(set(wanted)) != len(wanted) or not wanted:
         raise DatasetError(f"channels {wanted} must name each channel once, and at least one")
     if split is not None and split not in manifest.splits:
-        raise DatasetError(f"{root} has no split {split!r}; {nearest(split, list(manifest.splits))}")
-    table = read_table(root, manifest)
-    store = LocalStore([tar_path(root, shard.name) for shard in manifest.shards])
-    dataset = Dataset(root, manifest, table, tuple(known.index(name) for name in wanted), store)
+        raise DatasetError(f"{folder} has no split {split!r}; {nearest(split, list(manifest.splits))}")
+    table = read_table(folder, manifest)
+    store = open_store(folder, [shard_file(shard.name) for shard in manifest.shards])
+    dataset = Dataset(folder, manifest, table, tuple(known.index(name) for name in wanted), store)
     return dataset if split is None else dataset.select(pc.field("split") == split)
 
 
@@ -50,14 +49,15 @@ class Dataset:
     """Samples with their metadata. `dataset[i]` is [C, Y, X] in the dtype of the microscope.
 
     Attributes:
+        folder: where it lies.
         manifest: what the whole dataset is.
         table: one row per sample, in order: columns of `bie_stream.shards.SAMPLE_COLUMNS`, then the labels.
     """
 
     def __init__(
-        self, root: Path, manifest: Manifest, table: pa.Table, channels: tuple[int, ...], store: LocalStore
+        self, folder: Folder, manifest: Manifest, table: pa.Table, channels: tuple[int, ...], store: Store
     ) -> None:
-        self.root, self.manifest, self.table = root, manifest, table
+        self.folder, self.manifest, self.table = folder, manifest, table
         self.channel_indices = channels
         self._store = store
         self._place = [table[name].to_numpy() for name in ("shard", "offset", "size", "crc32c")]
@@ -67,7 +67,7 @@ class Dataset:
         self.shapes = self._shapes[:, 1:]
         if (self._shapes[:, 0] != len(manifest.channels)).any():
             raise DatasetError(
-                f"{root} has samples of another number of channels than the {len(manifest.channels)} named"
+                f"{folder} has samples of another number of channels than the {len(manifest.channels)} named"
             )
 
     @property
@@ -83,7 +83,7 @@ class Dataset:
     def select(self, rows: pc.Expression | npt.NDArray[np.bool_]) -> "Dataset":
         """The samples for which a pyarrow expression on the table, or a mask over its rows, is true."""
         mask = rows if isinstance(rows, pc.Expression) else pa.array(rows)
-        return Dataset(self.root, self.manifest, self.table.filter(mask), self.channel_indices, self._store)
+        return Dataset(self.folder, self.manifest, self.table.filter(mask), self.channel_indices, self._store)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -109,7 +109,7 @@ class Dataset:
             if (found := crc32c(data)) != expected:
                 name = self.manifest.shards[shard].name
                 raise SampleError(
-                    f"sample {self.table['key'][sample]} in shard {name} of {self.root} has changed: "
+                    f"sample {self.table['key'][sample]} in shard {name} of {self.folder} has changed: "
                     f"crc32c {found:08x}, the table says {expected:08x}; see `shardgen verify`"
                 )
             self._checked[sample] = True

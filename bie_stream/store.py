@@ -1,19 +1,17 @@
-"""Bytes by (shard, offset, size). Local files, memory-mapped: the page cache is the only buffer."""
+"""Bytes by (shard, offset, size): of files on disk through memory maps, of an object store by a request each."""
 
 import mmap
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from bie_stream.errors import SampleError
+from bie_stream.folder import Folder, LocalFolder
 
 
-class LocalStore:
-    """Maps each file once, on first use. Safe to use from many threads."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
-        self._maps: dict[int, memoryview] = {}
-        self._lock = threading.Lock()
+class Store(Protocol):
+    """The files of a dataset's shards, by number."""
 
     def read(self, shard: int, offset: int, size: int) -> memoryview:
         """A read-only view of these bytes.
@@ -21,6 +19,43 @@ class LocalStore:
         Raises:
             SampleError: the file is gone or ends before them.
         """
+
+
+def open_store(folder: Folder, paths: Sequence[str]) -> Store:
+    """The store of these files, in their order."""
+    if isinstance(folder, LocalFolder):
+        return LocalStore([folder.root / path for path in paths])
+    return RemoteStore(folder, paths)
+
+
+class RemoteStore:
+    """Nothing is kept: every read is a request."""
+
+    def __init__(self, folder: Folder, paths: Sequence[str]) -> None:
+        self._folder, self._paths = folder, paths
+
+    def read(self, shard: int, offset: int, size: int) -> memoryview:
+        path = self._paths[shard]
+        try:
+            data = self._folder.read(path, offset, size)
+        except FileNotFoundError as error:
+            raise SampleError(f"{self._folder}/{path} is not there") from error
+        if len(data) != size:
+            raise SampleError(
+                f"{self._folder}/{path} ends at byte {offset + len(data)}, wanted {offset}..{offset + size}"
+            )
+        return memoryview(data)
+
+
+class LocalStore:
+    """Maps each file once, on first use: the page cache is the only buffer. Safe to use from many threads."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._maps: dict[int, memoryview] = {}
+        self._lock = threading.Lock()
+
+    def read(self, shard: int, offset: int, size: int) -> memoryview:
         data = self._maps.get(shard)
         if data is None:
             with self._lock:

@@ -11,6 +11,7 @@ from bie_stream.shards import Channel
 from shardgen.files import Files
 
 Label = str | int | float | None
+Place = tuple[str, str, str, int, int]  # plate, well, field, z, t
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -20,10 +21,12 @@ class Plane:
     Attributes:
         path: of a TIFF file or a Zarr array, relative to the archive's root, with `/`.
         index: page of the TIFF, or leading indices of the array; empty for the only plane of a file.
+        file_bytes: size of the file, where the archive lists it.
     """
 
     path: str
     index: tuple[int, ...] = ()
+    file_bytes: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,11 @@ class Field:
     z: int
     t: int
     planes: tuple[tuple[Plane, ...], ...]
+
+    @property
+    def place(self) -> Place:
+        """What tells it from all others of its archive."""
+        return self.plate, self.well, self.field, self.z, self.t
 
     @property
     def order(self) -> tuple[object, ...]:
@@ -84,6 +92,19 @@ class Archive:
     pixel_size_um: float | None = None
 
 
+def require_size(plane: Plane, found: int) -> None:
+    """Holds the size of a plane's file, in bytes, against the one that the archive lists.
+
+    Raises:
+        SourceError: it is another.
+    """
+    if plane.file_bytes not in (None, found):
+        raise SourceError(
+            f"{plane.path} has {found} bytes, its archive lists it with {plane.file_bytes}: it is damaged or another; "
+            "tell the archive, or build without it (--max-rejects)"
+        )
+
+
 @functools.lru_cache(maxsize=4096)
 def split_well(well: str) -> tuple[str, int]:
     """`A1`, `A01`, `a001` → ("A", 1)."""
@@ -102,9 +123,16 @@ def well_name(row: int, column: int) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """A sort key under which `f10` comes after `f9`."""
-    return tuple((int(part), 0, "") if part.isdecimal() else (-1, 0, part) for part in re.findall(r"\d+|\D+", text))
+def natural(text: str) -> tuple[tuple[int, str], ...]:
+    """A sort key under which `f10` comes after `f9`; numbers may have any length."""
+    parts = re.findall(r"([0-9]+)|([^0-9]+)", text)
+    return tuple((-1, other) if other else (len(number.lstrip("0")), number.lstrip("0")) for number, other in parts)
+
+
+def describe_place(place: Place) -> str:
+    """A place, for a message."""
+    plate, well, field, z, t = place
+    return f"plate {plate} well {well} field {field} z {z} t {t}"
 
 
 def some(items: list[str], show: int = 5) -> str:

@@ -6,15 +6,13 @@ It can be killed at any moment and run again: finished shards of the same plan a
 import contextlib
 import functools
 import json
-import os
-import shutil
-import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -23,35 +21,39 @@ from bie_stream import codecs
 from bie_stream.atomic import PARTIAL, atomic_file
 from bie_stream.codecs import Codec, Pixels
 from bie_stream.errors import DatasetNotFound, SourceError
+from bie_stream.folder import Folder, Location, folder_at
 from bie_stream.shards import (
     MANIFEST,
     REJECT_COLUMNS,
     REJECTS,
     SHARDS,
+    ChannelStatistics,
     Manifest,
     ShardEntry,
     ShardWriter,
     read_manifest,
     shard_facts,
-    tar_path,
+    shard_file,
     write_manifest,
 )  # fmt: skip
 from shardgen.convert import samples
 from shardgen.engines import Advance, Engine, Facts, Shard, chosen
 from shardgen.pixels import read_field
 from shardgen.plan import Plan, Planned, np_size
-from shardgen.statistics import ChannelCounts, merged
+from shardgen.statistics import ChannelCounts
 
+_LOOKS_AT_ONCE = 16  # at what is there already: in a store, each is a request
 _VISIBLE_S = 60.0  # a client of NFS may hold for so long that a file is missing
 
 
 def build(
-    plan: Plan, out: Path, *, workers: int | None = None, max_rejects: int = 0, retry_rejects: bool = False,
+    plan: Plan, out: Location, *, workers: int | None = None, max_rejects: int = 0, retry_rejects: bool = False,
     report: Path | None = None, engine: Engine = "processes", address: str | None = None,
 ) -> Manifest:  # fmt: skip
-    """Writes the dataset of a plan into a folder.
+    """Writes the dataset of a plan into a folder, or into an object store.
 
     Args:
+        out: a path, or a URL such as `s3://bucket/plates`; to a store each worker sends its shards when they are done.
         workers: shards written at once; None for one per core, and no more than there are shards to write.
         max_rejects: how many fields may be left out (and listed in `rejects.parquet`) because a plane is missing
             or damaged.
@@ -64,40 +66,73 @@ def build(
         SourceError: too many fields cannot be read, or the folder holds another dataset.
     """
     started = time.monotonic()
-    run = chosen(engine, workers, address)
-    there = _published(plan, out)
+    run, folder = chosen(engine, workers, address), folder_at(out)
+    there = _published(plan, folder)
     if there is not None and not (retry_rejects and there.rejected):
         return there
     names = [f"{number:06d}" for number in range(len(plan.shards))]
-    facts = {name: found for name in names if (found := _finished(out, name, plan))}
+    written = _Written(plan)
+    for name, facts in _finished(folder, names, plan):
+        if not (retry_rejects and facts["rejects"]):
+            written.add(name, facts)
     if retry_rejects:
-        (out / MANIFEST).unlink(missing_ok=True)  # until they are written anew there is no dataset
-        facts = {name: found for name, found in facts.items() if not found["rejects"]}
-    todo = [(name, shard) for name, shard in zip(names, plan.shards, strict=True) if name not in facts]
-    kept, before = len(facts), plan.fields - sum(len(shard) for _, shard in todo)
-    rejects = [reject for written in facts.values() for reject in written["rejects"]]
-    _hold(rejects, max_rejects)
-    write = functools.partial(write_shard, plan.without_fields, out.absolute(), max_rejects)
+        folder.remove(MANIFEST)  # until they are written anew there is no dataset
+    todo = [(name, shard) for name, shard in zip(names, plan.shards, strict=True) if name not in written.shards]
+    kept, before = len(written.shards), plan.fields - sum(len(shard) for _, shard in todo)
+    _hold(written.rejects, max_rejects)
+    write = functools.partial(write_shard, plan.without_fields, folder, max_rejects)
     with (
         tqdm(total=plan.fields, initial=before, unit="field", desc="build", dynamic_ncols=True, disable=None) as bar,
         contextlib.closing(run(write, todo, bar.update)) as finished,
     ):
-        for name, written in finished:
-            _require_visible(out, name, written)
-            facts[name] = written
-            rejects += written["rejects"]
-            _hold(rejects, max_rejects)
-            bar.set_postfix_str(_speed(plan, int(bar.n) - before, time.monotonic() - started, len(rejects)))
-    manifest = _publish(plan, out, [facts[name] for name in names], names)
+        for name, facts in finished:
+            _require_visible(folder, name, facts)
+            _hold(facts["rejects"], max_rejects, written.rejected)
+            written.add(name, facts)
+            done = int(bar.n) - before
+            bar.set_postfix_str(_speed(plan, done, time.monotonic() - started, written.rejected))
+    manifest = _publish(plan, folder, written, names)
     if report is not None:
         seconds = time.monotonic() - started
         _write_report(report, manifest, plan, kept, plan.fields - before, seconds)
     return manifest
 
 
-def begun_with(out: Path) -> Codec | None:
+class _Written:
+    """What is known of the shards that are written, in any order; of a size that does not grow with their pixels."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.shards: dict[str, ShardEntry] = {}
+        self.splits: Counter[str] = Counter()
+        self.rejected = 0
+        self._rejects: dict[str, list[dict[str, str]]] = {}
+        self._counts = [ChannelCounts(plan.dtype) for _ in plan.archive.channels]
+
+    def add(self, name: str, facts: Facts) -> None:
+        """Takes in one shard."""
+        self.shards[name] = ShardEntry(name=name, **{key: facts[key] for key in ("samples", "bytes", "sha256")})
+        self.splits.update(facts["splits"])
+        self.rejected += len(facts["rejects"])
+        self._rejects[name] = facts["rejects"]
+        for counts, counted in zip(self._counts, facts["statistics"], strict=True):
+            counts.merge(counted)
+
+    @property
+    def rejects(self) -> list[dict[str, str]]:
+        """Of all shards, in their order."""
+        return [reject for name in sorted(self._rejects) for reject in self._rejects[name]]
+
+    @property
+    def statistics(self) -> tuple[ChannelStatistics, ...]:
+        """Of each channel, over all shards."""
+        return tuple(counts.statistics() for counts in self._counts)
+
+
+def begun_with(out: Location) -> Codec | None:
     """The codec of the shards that are there already: a build that chose it by measuring must not choose again."""
-    found = (shard_facts(out, path.stem) for path in sorted((out / SHARDS).glob("*.parquet")))
+    folder = folder_at(out)
+    tables = (name for name in folder.names(SHARDS) if name.endswith(".parquet"))
+    found = (shard_facts(folder, table.removesuffix(".parquet")) for table in tables)
     return next((facts["codec"] for facts in found if facts), None)
 
 
@@ -111,7 +146,7 @@ def some_samples(plan: Plan, most: int) -> Iterator[Pixels]:
             yield from (sample for sample, _ in samples(plan, planned, pixels))
 
 
-def _published(plan: Plan, out: Path) -> Manifest | None:
+def _published(plan: Plan, out: Folder) -> Manifest | None:
     try:
         there = read_manifest(out)
     except DatasetNotFound:
@@ -123,28 +158,34 @@ def _published(plan: Plan, out: Path) -> Manifest | None:
     return there
 
 
-def _finished(out: Path, name: str, plan: Plan) -> Facts | None:
-    facts = shard_facts(out, name)
-    return facts if facts and facts["plan_sha256"] == plan.sha256 else None
+def _finished(out: Folder, names: list[str], plan: Plan) -> Iterator[tuple[str, Facts]]:
+    """The shards of this plan that are there already."""
+    tables = set(out.names(SHARDS))
+    there = [name for name in names if f"{name}.parquet" in tables]
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
+        for name, facts in zip(there, pool.map(lambda name: shard_facts(out, name), there), strict=True):
+            if facts and facts["plan_sha256"] == plan.sha256:
+                yield name, facts
 
 
-def _require_visible(out: Path, name: str, written: Facts) -> None:
+def _require_visible(out: Folder, name: str, written: Facts) -> None:
     """Holds a shard that was written, maybe on another machine, against what stands in the folder here."""
     deadline = time.monotonic() + _VISIBLE_S
     while (found := shard_facts(out, name)) is None or found["sha256"] != written["sha256"]:
         if time.monotonic() > deadline:
             raise SourceError(
-                f"shard {name} was written, but {tar_path(out, name)} is not there or another; "
+                f"shard {name} was written, but {out}/{shard_file(name)} is not there or another; "
                 "give --out a folder that all nodes share, under the same path"
             )
-        with contextlib.suppress(OSError):
-            os.scandir(out / SHARDS).close()  # to open a folder makes NFS ask the server what is in it
+        out.names(SHARDS)  # makes a client of NFS look again
         time.sleep(0.1)
 
 
-def _hold(rejects: list[dict[str, str]], max_rejects: int) -> None:
-    if len(rejects) > max_rejects:
-        allowed = f" ({len(rejects)} fields so far, --max-rejects is {max_rejects})" if max_rejects else ""
+def _hold(rejects: list[dict[str, str]], max_rejects: int, before: int = 0) -> None:
+    """Holds fields that cannot be read, and how many there were before them, to what is allowed."""
+    count = before + len(rejects)
+    if rejects and count > max_rejects:
+        allowed = f" ({count} fields so far, --max-rejects is {max_rejects})" if max_rejects else ""
         raise SourceError(
             f"{rejects[-1]['reason']}{allowed}; mend the archive, or leave such fields out with --max-rejects"
         )
@@ -176,33 +217,33 @@ def _write_report(path: Path, manifest: Manifest, plan: Plan, kept: int, fields:
         partial.write_text(json.dumps(said, indent=2) + "\n")
 
 
-def write_shard(plan: Plan, out: Path, max_rejects: int, name: str, shard: Shard, advance: Advance) -> Facts:
+def write_shard(plan: Plan, out: Location, max_rejects: int, name: str, shard: Shard, advance: Advance) -> Facts:
     """Writes one shard; the same bytes wherever and whenever it runs. What it noted comes back.
 
     Raises:
         SourceError: more than `max_rejects` of its fields cannot be read; then no shard is left behind.
     """
-    shards = tar_path(out, name).parent
-    shards.mkdir(parents=True, exist_ok=True)
+    folder = folder_at(out)
     # A folder of its own, because a worker that was believed dead may be writing the same shard.
-    with tempfile.TemporaryDirectory(PARTIAL, f"{name}.", shards, ignore_cleanup_errors=True) as own:
-        _write_samples(plan, Path(own), max_rejects, name, shard, advance)
-        written = shard_facts(Path(own), name)
+    with folder.scratch(name) as own:
+        _write_samples(plan, own, max_rejects, name, shard, advance)
+        written = shard_facts(own, name)
         assert written is not None, f"shard {name} was just written"
-        if shard_facts(out, name) != written:  # else the other one was first, with the same bytes
-            _move(tar_path(Path(own), name), tar_path(out, name))
+        if shard_facts(folder, name) != written:  # else the other one was first, with the same bytes
+            _move(own, folder, name)
     return written
 
 
-def _move(own: Path, tar: Path) -> None:
+def _move(own: Path, out: Folder, name: str) -> None:
     """The table comes last, and an older one goes first: a shard is finished when its table stands beside its tar."""
-    tar.with_suffix(".parquet").unlink(missing_ok=True)
+    out.remove(shard_file(name, ".parquet"))
     for suffix in (".idx", ".tar", ".parquet"):
-        own.with_suffix(suffix).replace(tar.with_suffix(suffix))
+        out.put(own / shard_file(name, suffix), shard_file(name, suffix))
 
 
 def _write_samples(plan: Plan, root: Path, max_rejects: int, name: str, shard: Shard, advance: Advance) -> None:
     counts = [ChannelCounts(plan.dtype) for _ in plan.archive.channels]
+    splits: Counter[str] = Counter()
     rejects: list[dict[str, str]] = []
     with ShardWriter(root, name, plan.schema, plan.options.codec) as writer:
         for planned, pixels in _read(plan, shard):
@@ -212,7 +253,8 @@ def _write_samples(plan: Plan, root: Path, max_rejects: int, name: str, shard: S
                 _hold(rejects, max_rejects)
             else:
                 for sample, row in samples(plan, planned, pixels):
-                    writer.add(codecs.encode(sample, plan.options.codec), row)
+                    writer.add(codecs.encoded_parts(sample, plan.options.codec), row)
+                    splits[row["split"]] += 1
                     for count, channel in zip(counts, sample, strict=True):
                         count.add(channel)
             advance(1)
@@ -220,22 +262,27 @@ def _write_samples(plan: Plan, root: Path, max_rejects: int, name: str, shard: S
             "plan_sha256": plan.sha256,
             "codec": plan.options.codec,
             "rejects": rejects,
+            "splits": splits,
             "statistics": [count.dump() for count in counts],
         }
 
 
 def _read(plan: Plan, shard: tuple[Planned, ...]) -> Iterator[tuple[Planned, Pixels | SourceError]]:
-    """The pixels of each field, in order, or why there are none. From a server, several fields at once."""
+    """The pixels of each field, in order, or why there are none; they hold until the next ones come.
 
-    def read(planned: Planned) -> Pixels | SourceError:
+    From a server, several fields at once.
+    """
+
+    def read(planned: Planned, out: Pixels | None = None) -> Pixels | SourceError:
         try:
-            return read_field(plan.archive, planned.field, plan.dtype, plan.shape)
+            return read_field(plan.archive, planned.field, plan.dtype, plan.shape, out)
         except SourceError as error:
             return error
 
     at_once = plan.archive.files.at_once
     if at_once == 1:
-        yield from ((planned, read(planned)) for planned in shard)
+        again = np.empty((len(plan.archive.channels), *plan.shape), plan.dtype)
+        yield from ((planned, read(planned, again)) for planned in shard)
         return
     with ThreadPoolExecutor(at_once) as pool:
         reading = deque((planned, pool.submit(read, planned)) for planned in shard[:at_once])
@@ -248,19 +295,15 @@ def _read(plan: Plan, shard: tuple[Planned, ...]) -> Iterator[tuple[Planned, Pix
                 reading.append((later, pool.submit(read, later)))
 
 
-def _publish(plan: Plan, out: Path, facts: list[Facts], names: list[str]) -> Manifest:
-    rejects = [reject for written in facts for reject in written["rejects"]]
-    taken = sum(written["samples"] for written in facts)
+def _publish(plan: Plan, out: Folder, written: _Written, names: list[str]) -> Manifest:
+    shards, rejects = tuple(written.shards[name] for name in names), written.rejects
+    taken = sum(shard.samples for shard in shards)
     if not taken:
         raise SourceError(f"no field could be read; the first reason: {rejects[0]['reason']}")
-    splits = dict.fromkeys(plan.options.splits, 0)
-    for name in names:
-        table = pq.read_table(tar_path(out, name).with_suffix(".parquet"), columns=["split"])
-        for split in table["split"].to_pylist():
-            splits[split] += 1
     _sweep(out, names)
-    with atomic_file(out / REJECTS) as path:
-        pq.write_table(pa.Table.from_pylist(rejects, REJECT_COLUMNS), path)
+    table = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rejects, REJECT_COLUMNS), table)
+    out.write(REJECTS, table.getvalue().to_pybytes())
     archive = plan.archive
     manifest = Manifest(
         study=archive.study,
@@ -272,14 +315,11 @@ def _publish(plan: Plan, out: Path, facts: list[Facts], names: list[str]) -> Man
         pixel_size_um=archive.pixel_size_um,
         codec=plan.options.codec,
         samples=taken,
-        splits=splits,
+        splits={name: written.splits[name] for name in plan.options.splits},
         labels=plan.labels,
         rejected=len(rejects),
-        statistics=merged((written["statistics"] for written in facts), plan.dtype, len(archive.channels)),
-        shards=tuple(
-            ShardEntry(name=name, samples=written["samples"], bytes=written["bytes"], sha256=written["sha256"])
-            for name, written in zip(names, facts, strict=True)
-        ),
+        statistics=written.statistics,
+        shards=shards,
         options=plan.options.model_dump(),
         plan_sha256=plan.sha256,
     )
@@ -287,11 +327,12 @@ def _publish(plan: Plan, out: Path, facts: list[Facts], names: list[str]) -> Man
     return manifest
 
 
-def _sweep(out: Path, names: list[str]) -> None:
-    """Removes what an earlier, different or killed build left among the shards."""
+def _sweep(out: Folder, names: list[str]) -> None:
+    """Removes what an earlier, different or killed build left."""
     keep = {f"{name}{suffix}" for name in names for suffix in (".tar", ".parquet", ".idx")}
-    for path in (out / SHARDS).iterdir():
-        if path.is_dir() and path.suffix == PARTIAL:
-            shutil.rmtree(path, ignore_errors=True)  # one that was believed dead may still write there
-        elif path.name not in keep and path.suffix in (".tar", ".parquet", ".idx", PARTIAL):
-            path.unlink()
+    for name in out.names(SHARDS):
+        if name not in keep and name.endswith((".tar", ".parquet", ".idx", PARTIAL)):
+            out.remove(f"{SHARDS}/{name}")
+    for name in out.names(""):
+        if name.endswith(f"{PARTIAL}/"):
+            out.remove(name.removesuffix("/"))

@@ -1,5 +1,6 @@
 """The command `shardgen`: a thin parser over plain functions. Progress and errors on stderr, results on stdout."""
 
+import posixpath
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +20,12 @@ from shardgen.pixels import probe
 from shardgen.plan import Plan, describe, make_plan
 from shardgen.preview import contact_sheet
 from shardgen.studies import STUDIES
+from shardgen.transfer_size import transfer_size
 from shardgen.verify import verify as run_verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Folder = Annotated[Path, typer.Argument(help="Folder of a dataset, as given to `build --out`.")]
+Folder = Annotated[str, typer.Argument(help="Folder or URL of a dataset, as given to `build --out`.")]
 
 
 @app.command("list")
@@ -40,7 +42,9 @@ def list_() -> None:
 def plan(arguments: Arguments) -> None:
     """What `build` would do, without reading pixels."""
     with one_line_errors():
-        for name, value in describe(_plan(arguments)).items():
+        planned = _plan(arguments)
+        to_fetch = transfer_size(planned.archive, planned.dtype, planned.shape)
+        for name, value in describe(planned, str(to_fetch)).items():
             typer.echo(f"{name:28} {value}")
 
 
@@ -48,7 +52,7 @@ def plan(arguments: Arguments) -> None:
 @takes_arguments
 def build(
     arguments: Arguments,
-    out: Annotated[Path, typer.Option(help="Folder for the dataset.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Folder for the dataset, or a URL: s3://bucket/plates.", show_default=False)],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
     max_rejects: Annotated[int, typer.Option(min=0, help="Fields that may be left out as unreadable.")] = 0,
     retry_rejects: Annotated[bool, typer.Option("--retry-rejects", help="Try again those that were left out.")] = False,
@@ -131,8 +135,8 @@ def preview(
         typer.echo(out)
 
 
-def _plan(arguments: Arguments, out: Path | None = None) -> Plan:
-    raw = out and out.with_name(f"{out.name}-raw")
+def _plan(arguments: Arguments, out: str | None = None) -> Plan:
+    raw = None if out is None else Path(f"{posixpath.basename(out) if '://' in out else out.rstrip('/')}-raw")
     archive = find(arguments.source, arguments.request(raw))
     pixels = probe(archive)
     if arguments.codec != "auto":

@@ -18,17 +18,19 @@ import random
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, BinaryIO, ClassVar, Protocol, TypeVar
 
 import httpx
 
 from bie_stream.errors import SourceError, SourceMissing
+from shardgen.checksums import Checksum, of_whole_file
 
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _AGENT = "Mozilla/5.0 (compatible; bie-stream)"  # BioStudies turns away what does not look like a browser
+_S3_HEADERS = {"x-amz-checksum-mode": "ENABLED"}  # or S3 sends none; only to S3, because signed addresses refuse it
 _DEEPEST = 64  # of folders in folders; a link to its own folder, or a server that lists itself, would never end
 _T = TypeVar("_T")
 _ONE_BY_ONE = threading.Lock()  # or threads that start together would each make a client and a limit of their own
@@ -80,9 +82,9 @@ class Files(Protocol):
         """Names in a folder, sorted; those of folders end with `/`. Raises as `read` does."""
 
 
-def open_files(root: str | Path, transfer: Transfer = Transfer()) -> Files:
-    """The files under a folder or URL."""
-    return Http(str(root).rstrip("/"), transfer) if is_url(str(root)) else Local(str(Path(root).resolve()))
+def open_files(root: str | Path, transfer: Transfer = Transfer(), *, s3: bool = False) -> Files:
+    """The files under a folder or URL; `s3` says that it is a public bucket of S3."""
+    return Http(str(root).rstrip("/"), transfer, s3) if is_url(str(root)) else Local(str(Path(root).resolve()))
 
 
 def walk(files: Files, folder: str = "") -> Iterator[str]:
@@ -123,13 +125,17 @@ class Local:
             raise SourceError(f"{path!r} leads out of {self.root}; what an archive names must lie in its folder")
         return place
 
-    def read(self, path: str, first: int = 0, last: int | None = None) -> bytes:
+    def open(self, path: str) -> BinaryIO:
+        """A file to read from; raises as `read` does."""
         try:
-            with self.path(path).open("rb") as file:
-                file.seek(first)
-                return file.read(-1 if last is None else last + 1 - first)
+            return self.path(path).open("rb")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise SourceMissing(f"{self.root}/{path} is not there") from error
+
+    def read(self, path: str, first: int = 0, last: int | None = None) -> bytes:
+        with self.open(path) as file:
+            file.seek(first)
+            return file.read(-1 if last is None else last + 1 - first)
 
     def size(self, path: str) -> int:
         place = self.path(path)
@@ -151,6 +157,7 @@ class Http:
 
     root: str
     transfer: Transfer = Transfer()
+    s3: bool = False
 
     @property
     def at_once(self) -> int:
@@ -161,7 +168,7 @@ class Http:
         return "/".join([self.root, *(urllib.parse.quote(os.fsencode(part), safe="") for part in _inside(path).parts)])
 
     def read(self, path: str, first: int = 0, last: int | None = None) -> bytes:
-        return fetch(self.url(path), self.transfer, first, last)
+        return fetch(self.url(path), self.transfer, first, last, _S3_HEADERS if self.s3 else {})
 
     def size(self, path: str) -> int:
         url = self.url(path)
@@ -186,25 +193,36 @@ class Http:
         return sorted(page.names)
 
 
-def fetch(url: str, transfer: Transfer = Transfer(), first: int = 0, last: int | None = None) -> bytes:
+def fetch(
+    url: str, transfer: Transfer = Transfer(), first: int = 0, last: int | None = None, more: Mapping[str, str] = {}
+) -> bytes:
     """A whole body, or the bytes `first`..`last` of it. After a broken connection it goes on where it stopped.
+
+    A whole body has the checksum that the server states, if it states one.
+
+    Args:
+        more: headers of the request.
 
     Raises:
         SourceMissing: the server says that there is no such file.
         SourceError: it does not give the file after as many tries as `transfer` allows.
     """
     body, version = bytearray(), ""
+    checksum: Checksum | None = None
 
-    def go_on() -> bytes:
-        nonlocal version
+    def go_on() -> None:
+        nonlocal version, checksum
         start = first + len(body)
-        headers = {"Range": f"bytes={start}-{'' if last is None else last}"} if start or last is not None else {}
+        headers = dict(more)
+        if start or last is not None:
+            headers["Range"] = f"bytes={start}-{'' if last is None else last}"
         if body:
             headers["If-Range"] = version
         with _request("GET", url, transfer, headers) as response:
             beyond = response.status_code == 416
             if beyond and not body:  # nothing is there, as in a local file
-                return b""
+                checksum = None
+                return
             ranged = response.status_code == 206
             found = response.headers.get("etag") or response.headers.get("last-modified") or ""
             if ranged and not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
@@ -215,6 +233,7 @@ def fetch(url: str, transfer: Transfer = Transfer(), first: int = 0, last: int |
             if not ranged:  # the server begins anew: it knows no ranges, or the file has changed
                 body.clear()
             version = found
+            checksum = of_whole_file(response.headers, part=ranged) or (checksum if body else None)
             if ranged or last is None:
                 _require_not_too_large(url, len(body) + int(response.headers.get("content-length", 0)))
             skip = 0 if ranged else first
@@ -224,15 +243,20 @@ def fetch(url: str, transfer: Transfer = Transfer(), first: int = 0, last: int |
                 _require_not_too_large(url, len(body))
                 if not ranged and last is not None and len(body) > last - first:
                     break  # the rest of the file is not wanted; to read a part to its end keeps the connection
-        return bytes(body if last is None else body[: last + 1 - first])
 
     def whole_or_from_here() -> bytes:
         try:
-            return go_on()
+            go_on()
         except httpx.TransportError:
             if not version or version.startswith("W/"):  # nothing to tell by that the rest is of the same file
                 body.clear()
             raise
+        data = bytes(body if last is None else body[: last + 1 - first])
+        whole = not first and (last is None or len(data) <= last)
+        if whole and checksum and not checksum.fits(data):
+            body.clear()
+            raise _Again(f"what came has another {checksum.algorithm} than the server says")
+        return data
 
     return _until_it_works(whole_or_from_here, url, transfer)
 

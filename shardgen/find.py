@@ -6,6 +6,7 @@ plate.zarr, https://…, s3://…        OME-Zarr, a vendor's layout, or TIFFs b
 """
 
 import dataclasses
+import itertools
 import posixpath
 import re
 from pathlib import Path
@@ -45,7 +46,25 @@ def find(source: str, request: Request) -> Archive:
         "pixel_size_um": request.pixel_size_um,
     }
     archive = dataclasses.replace(archive, **{name: value for name, value in said.items() if value is not None})
-    return select(archive, request.selection)
+    archive = select(archive, request.selection)
+    _require_utf_8(archive)
+    return archive
+
+
+def _require_utf_8(archive: Archive) -> None:
+    """Tables and messages are in UTF-8, names of files and folders perhaps not.
+
+    Raises:
+        SourceError: such a name is in the archive.
+    """
+    paths = (plane.path for field in archive.fields for planes in field.planes for plane in planes)
+    plates = {field.plate for field in archive.fields}
+    said = (archive.study, archive.source, archive.licence, archive.citation, *(c.name for c in archive.channels))
+    for name in itertools.chain(filter(None, said), plates, paths):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise SourceError(f"the name {name!r} is not in UTF-8; rename it") from error
 
 
 def _place(source: str, request: Request) -> Archive:
@@ -72,10 +91,10 @@ def _submission(accession: str, request: Request) -> Archive:
     found = biostudies.read(accession, request)
     if not request.pattern:
         raise SourceError(
-            f"{accession} has {len(found.names)} files: {some(list(found.names))}; give a --pattern that says what "
+            f"{accession} has {len(found.sizes)} files: {some(list(found.sizes))}; give a --pattern that says what "
             "their names mean, as in '{plate}/{well}_s{field}_w{channel}.tif'"
         )
-    named = tiff_folder.find(found.files, request.pattern, names=found.names, plate=request.plate or accession)
+    named = tiff_folder.find(found.files, request.pattern, listed=found.sizes, plate=request.plate or accession)
     layout = ome_tiff.expand(found.files, named)
     archive = Archive(
         files=found.files,

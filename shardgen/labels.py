@@ -5,6 +5,7 @@ wells.csv, annotation.csv[.gz], library.txt (tabs)  ──parse──►  Table 
 
 import csv
 import io
+import math
 import re
 import zlib
 from collections import Counter
@@ -43,12 +44,10 @@ def parse_table(data: bytes, where: str) -> Table:
     Raises:
         SourceError: it is no such table in UTF-8, or rows have other lengths than the header.
     """
-    name = where.lower()
-    if name.endswith(".gz"):
-        data, name = _unpack(data, where), name.removesuffix(".gz")
+    data, delimiter = unpacked(data, where)
     try:
         text = data.decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if name.endswith((".txt", ".tsv")) else ",")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         rows = [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{where} is not a CSV in UTF-8: {error}") from error
@@ -59,6 +58,18 @@ def parse_table(data: bytes, where: str) -> Table:
         if len(row) != len(header):
             raise SourceError(f"{where}, line {line}: {len(header)} columns expected, as in the header")
     return Table(where, header, tuple(tuple(row) for _, row in rows[1:]))
+
+
+def unpacked(data: bytes, where: str) -> tuple[bytes, str]:
+    """The text of such a file, and what stands between its cells.
+
+    Raises:
+        SourceError: it is damaged, or too large.
+    """
+    name = where.lower()
+    if name.endswith(".gz"):
+        data, name = _unpack(data, where), name.removesuffix(".gz")
+    return data, "\t" if name.endswith((".txt", ".tsv")) else ","
 
 
 def join(left: Table, right: Table) -> Table:
@@ -100,10 +111,7 @@ def labels_of(table: Table, wells: Iterable[tuple[str, str]], complete: bool = T
     if well_column is None:
         raise SourceError(f"{table.where} has no column 'well'; it has: {', '.join(table.header) or 'nothing'}")
     columns = [name for n, name in enumerate(table.header) if n not in (well_column, plate_column)]
-    if doubled := [name for name, times in Counter(columns).items() if times > 1]:
-        raise SourceError(f"{table.where}: column {doubled[0]!r} is there twice; rename one")
-    if reserved := [name for name in columns if name in (*SAMPLE_COLUMNS.names, "fold", "shard")]:
-        raise SourceError(f"{table.where}: column {reserved[0]!r} is one of the sample table's own; rename it")
+    require_label_names(table.where, columns)
     plates = sorted({plate for plate, _ in wells})
     if plate_column is None and len(plates) > 1:
         raise SourceError(
@@ -119,8 +127,20 @@ def labels_of(table: Table, wells: Iterable[tuple[str, str]], complete: bool = T
         )
     nothing, known = ("",) * len(table.header), set(columns)
     taken = [rows.get(well, nothing) for well in wells]
-    typed = {name: _typed([row[n].strip() for row in taken]) for n, name in enumerate(table.header) if name in known}
-    return {well: {name: typed[name][i] for name in columns} for i, well in enumerate(wells)}
+    values = {name: typed([row[n].strip() for row in taken]) for n, name in enumerate(table.header) if name in known}
+    return {well: {name: values[name][i] for name in columns} for i, well in enumerate(wells)}
+
+
+def require_label_names(where: str, columns: Sequence[str]) -> None:
+    """Columns of a table can be label columns.
+
+    Raises:
+        SourceError: one is there twice, or is called as one of the sample table's own.
+    """
+    if doubled := [name for name, times in Counter(columns).items() if times > 1]:
+        raise SourceError(f"{where}: column {doubled[0]!r} is there twice; rename one")
+    if reserved := [name for name in columns if name in (*SAMPLE_COLUMNS.names, "fold", "shard")]:
+        raise SourceError(f"{where}: column {reserved[0]!r} is one of the sample table's own; rename it")
 
 
 def _by_well(
@@ -142,7 +162,9 @@ def _by_well(
     return found
 
 
-def _typed(cells: list[str]) -> list[Label]:
+def typed(cells: Sequence[str]) -> list[Label]:
+    """The cells of a column, without blanks around them, as int, float (also with decimal commas) or text: the first
+    that fits all of them. An empty cell is no value."""
     kinds: tuple[Callable[[str], Label], ...] = (_int, _float, _decimal_comma)
     for kind in kinds:
         try:
@@ -160,7 +182,10 @@ def _int(cell: str) -> int:
 
 
 def _float(cell: str) -> float:
-    return float(_int(cell)) if cell.lstrip("+-").isdigit() or "_" in cell else float(cell)
+    value = float(_int(cell)) if cell.lstrip("+-").isdigit() or "_" in cell else float(cell)
+    if math.isinf(value) and any(map(str.isdigit, cell)):  # 1e999 is not infinite, only too large
+        raise ValueError(cell)
+    return value
 
 
 def _decimal_comma(cell: str) -> float:

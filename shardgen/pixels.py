@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import math
 from typing import IO, Any
 
@@ -10,7 +11,7 @@ import tifffile
 
 from bie_stream.codecs import DTYPES, Dtype, Pixels
 from bie_stream.errors import SourceError, SourceMissing
-from shardgen.archive import Archive, Field, Plane
+from shardgen.archive import Archive, Field, Plane, require_size
 from shardgen.files import Files, Local
 
 LARGEST_PLANE_BYTES = 2**30  # unpacked; what claims to be larger is refused before memory is taken for it
@@ -45,67 +46,100 @@ def probe(archive: Archive) -> tuple[Dtype, tuple[int, int]]:
     raise SourceError(f"none of the planes of {archive.source} is there")
 
 
-def read_field(archive: Archive, field: Field, dtype: str, shape: tuple[int, int]) -> Pixels:
+def read_field(archive: Archive, field: Field, dtype: str, shape: tuple[int, int], out: Pixels | None = None) -> Pixels:
     """[C, Y, X] of a field; where a channel has several planes, their maximum.
+
+    Args:
+        out: where to put it, of that shape; memory that is used again costs a third of new memory.
 
     Raises:
         SourceError: a plane is missing, damaged, or not of this dtype and shape.
     """
-    files = archive.files
-    stack = np.empty((len(field.planes), *shape), dtype)
-    for channel, planes, out in zip(archive.channels, field.planes, stack, strict=True):
+    stack = np.empty((len(field.planes), *shape), dtype) if out is None else out
+    for channel, planes, channel_out in zip(archive.channels, field.planes, stack, strict=True):
         if not planes:
             raise SourceError(
                 f"plate {field.plate} well {field.well} field {field.field} has no plane of channel {channel.name!r}"
             )
-        out[:] = read_plane(files, planes[0], archive.format, dtype, shape)
+        read_plane(archive.files, planes[0], archive.format, channel_out)
         for plane in planes[1:]:
-            np.maximum(out, read_plane(files, plane, archive.format, dtype, shape), out=out)
+            other = np.empty_like(channel_out)
+            read_plane(archive.files, plane, archive.format, other)
+            np.maximum(channel_out, other, out=channel_out)
     return stack
 
 
-def read_plane(files: Files, plane: Plane, layout: str, dtype: str, shape: tuple[int, int]) -> Pixels:
-    """[Y, X]; raises as `read_field`."""
-    pixels = _tiff_plane(files, plane) if layout == "tiff" else _zarr_plane(files, plane)
-    if pixels.dtype != dtype or pixels.shape != shape:
+def read_plane(files: Files, plane: Plane, layout: str, out: Pixels) -> None:
+    """Reads a plane into an array [Y, X] of its dtype and shape; raises as `read_field`."""
+    (_tiff_plane if layout == "tiff" else _zarr_plane)(files, plane, out)
+
+
+def _require_form(plane: Plane, dtype: Any, shape: tuple[int, ...], out: Pixels) -> None:
+    if dtype != out.dtype or shape != out.shape:
         raise SourceError(
-            f"{plane.path} is {pixels.dtype} {pixels.shape}, the archive's first plane is {dtype} {shape}; "
+            f"{plane.path} is {dtype} {shape}, the archive's first plane is {out.dtype} {out.shape}; "
             "build planes of one dtype and shape together, and the others apart"
         )
-    return pixels
 
 
 def _tiff_header(files: Files, plane: Plane) -> tuple[str, tuple[int, int]]:
-    stream: Any = files.path(plane.path) if isinstance(files, Local) else in_blocks(files, plane.path)
-    try:
-        with tifffile.TiffFile(stream) as tif:
-            page = _page(tif, plane)
-            return str(page.dtype), (page.shape[0], page.shape[1])
-    except SourceError:
-        raise
-    except Exception as error:  # tifffile raises whatever the bytes lead it to
-        if isinstance(files, Local) and not files.path(plane.path).exists():
-            raise SourceMissing(f"{plane.path} is not there") from error
-        raise SourceError(f"{plane.path} is not a readable TIFF: {error}") from error
+    stream: IO[bytes] = files.open(plane.path) if isinstance(files, Local) else in_blocks(files, plane.path)
+    with stream:
+        try:
+            with tifffile.TiffFile(stream) as tif:
+                page = _page(tif, plane)
+                return str(page.dtype), (page.shape[0], page.shape[1])
+        except SourceError:
+            raise
+        except Exception as error:  # tifffile raises whatever the bytes lead it to
+            raise SourceError(f"{plane.path} is not a readable TIFF: {error}") from error
 
 
-def _tiff_plane(files: Files, plane: Plane) -> Pixels:
-    # Of a file with many pages only the page, of any other all at once: one request.
-    stream: IO[bytes] = in_blocks(files, plane.path) if plane.index else io.BytesIO(files.read(plane.path))
-    try:
-        with tifffile.TiffFile(stream) as tif:
-            page = _page(tif, plane)
-            if math.prod(page.shape) * page.dtype.itemsize > LARGEST_PLANE_BYTES:
-                raise ValueError(f"it claims {page.shape} pixels")
-            end = max(at + size for at, size in zip(page.dataoffsets, page.databytecounts, strict=True))
-            if end > (size := stream.seek(0, io.SEEK_END)):
-                raise ValueError(f"it ends at byte {size}, its pixels at {end}")
-            pixels: Pixels = page.asarray()
-    except SourceError:
-        raise
-    except Exception as error:
-        raise SourceError(f"{plane.path} is damaged: {error}") from error
-    return pixels
+def _tiff_plane(files: Files, plane: Plane, out: Pixels) -> None:
+    with _stream(files, plane) as stream:
+        require_size(plane, stream.seek(0, io.SEEK_END))
+        stream.seek(0)
+        try:
+            with tifffile.TiffFile(stream) as tif:
+                page = _page(tif, plane)
+                _require_form(plane, page.dtype, page.shape, out)
+                pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+                if (end := max(map(sum, pieces))) > (size := stream.seek(0, io.SEEK_END)):
+                    raise ValueError(f"it ends at byte {size}, its pixels at {end}")
+                stored = sum(size for _, size in pieces)
+                if page.compression == 1 and page.bitspersample % 8 == 0 and stored < out.nbytes:
+                    raise ValueError(f"it holds {stored} bytes of its {out.nbytes} bytes of pixels")
+                if _plain(page, pieces, out):
+                    _read_into(stream, pieces[0][0], out)
+                else:
+                    out[:] = page.asarray()
+        except SourceError:
+            raise
+        except Exception as error:  # tifffile raises whatever the bytes lead it to
+            raise SourceError(f"{plane.path} is damaged: {error}") from error
+
+
+def _stream(files: Files, plane: Plane) -> IO[bytes]:
+    """The file of a plane. From a server, of one with many pages only what is asked for; any other in one request."""
+    if isinstance(files, Local):
+        return files.open(plane.path)
+    return in_blocks(files, plane.path) if plane.index else io.BytesIO(files.read(plane.path))
+
+
+def _plain(page: Any, pieces: list[tuple[int, int]], out: Pixels) -> bool:
+    """Whether the file holds, in one run of bytes, just what the array is to hold."""
+    one_run = all(at + size == after for (at, size), (after, _) in itertools.pairwise(pieces))
+    whole = sum(size for _, size in pieces) == out.nbytes
+    return page.is_final and one_run and whole and np.dtype(page.parent.byteorder + out.dtype.char) == out.dtype
+
+
+def _read_into(stream: IO[bytes], at: int, out: Pixels) -> None:
+    stream.seek(at)
+    rest = out.data.cast("B")
+    while rest:
+        if not (taken := stream.readinto(rest)):  # type: ignore[attr-defined]
+            raise ValueError("it ends within its pixels")
+        rest = rest[taken:]
 
 
 def _page(tif: tifffile.TiffFile, plane: Plane) -> Any:
@@ -126,16 +160,17 @@ def _zarr_header(files: Files, plane: Plane) -> tuple[str, tuple[int, int]]:
     return array.dtype.name, (array.shape[-2], array.shape[-1])
 
 
-def _zarr_plane(files: Files, plane: Plane) -> Pixels:
+def _zarr_plane(files: Files, plane: Plane, out: Pixels) -> None:
     array = open_zarr(files, plane.path)
     _require_plane(array, plane)
+    native = array.dtype.newbyteorder("=")  # bioformats2raw writes big-endian pixels
+    _require_form(plane, native, array.shape[-2:], out)
     try:
-        pixels = np.asarray(array[plane.index])
+        out[:] = np.asarray(array[plane.index])
     except SourceError:
         raise
     except Exception as error:  # codecs raise whatever the bytes lead them to
         raise SourceError(f"{plane.path} is damaged: {error}") from error
-    return pixels.astype(array.dtype.newbyteorder("="), copy=False)  # bioformats2raw writes big-endian pixels
 
 
 def _require_plane(array: Any, plane: Plane) -> None:

@@ -277,8 +277,12 @@ def np_size(dtype: str) -> int:
     return {"uint8": 1, "uint16": 2, "float32": 4}[dtype]
 
 
-def describe(plan: Plan) -> dict[str, Any]:
-    """What the build will do, for a person."""
+def describe(plan: Plan, to_fetch: str) -> dict[str, Any]:
+    """What the build will do, for a person.
+
+    Args:
+        to_fetch: how much has to be read of the archive, as `shardgen.transfer_size` says it.
+    """
     splits = Counter(planned.split for shard in plan.shards for planned in shard)
     missing = sum(() in planned.field.planes for shard in plan.shards for planned in shard)
     return {
@@ -293,6 +297,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "pixels": f"{plan.dtype} {plan.shape[0]} x {plan.shape[1]}",
         "samples": plan.samples,
         "sample pixels": f"{len(plan.archive.channels)} x {plan.tile_shape[0]} x {plan.tile_shape[1]}",
+        "bytes to fetch": to_fetch,
         "payload_bytes": plan.payload_bytes,
         "shards": len(plan.shards),
         "splits": {name: splits[name] * len(plan.tiles) for name in plan.options.splits},

@@ -34,5 +34,5 @@ class Request:
     def files(self, root: str) -> Files:
         """The files under a folder, a URL, or `s3://bucket/prefix`."""
         if root.startswith("s3://"):
-            root = f"{self.endpoints.s3}/{root.removeprefix('s3://')}"
+            return open_files(f"{self.endpoints.s3}/{root.removeprefix('s3://')}", self.transfer, s3=True)
         return open_files(root, self.transfer)

@@ -6,18 +6,20 @@ sums in float64.
 """
 
 import base64
+import math
 import zlib
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bie_stream.codecs import Pixels
+from bie_stream.compiled import compiled
 from bie_stream.shards import ChannelStatistics
 
 PERCENTILES = (0.1, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.9)
 _BINS = 1 << 16
+_MOST_RECENT = 2**32 - 1
 
 
 class ChannelCounts:
@@ -25,45 +27,66 @@ class ChannelCounts:
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
-        self.counts = np.zeros(_BINS, np.int64)
-        self.sum, self.sum_of_squares = 0.0, 0.0
+        self._counts = np.zeros(_BINS, np.int64)
+        self._recent = np.zeros(_BINS, np.uint32)  # half as large, so that more of it stays near the processor
+        self._room = _MOST_RECENT
+        self._sums: list[float] = []  # of float32 pixels, and of their squares; added up exactly, so in any order
+        self._squares: list[float] = []
         self.minimum, self.maximum = np.inf, -np.inf
 
     def add(self, pixels: Pixels) -> None:
-        """Counts these pixels, of any shape."""
-        flat = pixels.ravel()
+        """Counts these pixels [Y, X]."""
         if self.dtype == "float32":
-            exact = flat.astype(np.float64)
-            self.sum += float(exact.sum())
-            self.sum_of_squares += float(np.square(exact).sum())
+            exact = pixels.astype(np.float64)
+            self._sums.append(float(exact.sum()))
+            self._squares.append(float(np.square(exact).sum()))
             self.minimum, self.maximum = min(self.minimum, float(exact.min())), max(self.maximum, float(exact.max()))
-            flat = _bin_of_float32(flat.astype(np.float32))
-        self.counts += np.bincount(flat, minlength=_BINS)
+            pixels = _bin_of_float32(np.ascontiguousarray(pixels, np.float32))
+        if pixels.size > self._room:
+            self._settle()
+        _count(pixels, self._recent)
+        self._room -= pixels.size
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """[65536] how often each value, or bin of float32, was there."""
+        self._settle()
+        return self._counts
+
+    def _totals(self) -> tuple[float, float]:
+        return math.fsum(self._sums), math.fsum(self._squares)
+
+    def _settle(self) -> None:
+        self._counts += self._recent
+        self._recent[:] = 0
+        self._room = _MOST_RECENT
 
     def dump(self) -> dict[str, Any]:
         """For the table's metadata."""
         packed = base64.b64encode(zlib.compress(self.counts.astype("<i8").tobytes(), 1)).decode()
-        return {"counts": packed, "sums": [self.sum, self.sum_of_squares, self.minimum, self.maximum]}
+        return {"counts": packed, "sums": [*self._totals(), self.minimum, self.maximum]}
 
     def merge(self, dumped: dict[str, Any]) -> None:
         """Adds what another shard counted."""
-        self.counts += np.frombuffer(zlib.decompress(base64.b64decode(dumped["counts"])), "<i8")
+        self._counts += np.frombuffer(zlib.decompress(base64.b64decode(dumped["counts"])), "<i8")
         total, squares, minimum, maximum = dumped["sums"]
-        self.sum, self.sum_of_squares = self.sum + total, self.sum_of_squares + squares
+        self._sums.append(total)
+        self._squares.append(squares)
         self.minimum, self.maximum = min(self.minimum, minimum), max(self.maximum, maximum)
 
     def statistics(self) -> ChannelStatistics:
         """Mean, standard deviation (of the population), range and percentiles (inverted empirical distribution)."""
-        n = int(self.counts.sum())
-        filled = np.flatnonzero(self.counts)
-        running = np.cumsum(self.counts[filled])
+        counts = self.counts
+        n = int(counts.sum())
+        filled = np.flatnonzero(counts)
+        running = np.cumsum(counts[filled])
         at = [filled[np.searchsorted(running, p / 100 * n - 1e-9)] for p in PERCENTILES]
         values = _float32_of_bin(np.array(at)) if self.dtype == "float32" else np.array(at)
         if self.dtype == "float32":
-            total, squares, minimum, maximum = self.sum, self.sum_of_squares, self.minimum, self.maximum
+            (total, squares), minimum, maximum = self._totals(), self.minimum, self.maximum
             mean, variance = total / n, max(squares / n - (total / n) ** 2, 0.0)
         else:  # Python's integers do not overflow
-            pairs = [(int(value), int(self.counts[value])) for value in filled]
+            pairs = [(int(value), int(counts[value])) for value in filled]
             first, second = sum(v * c for v, c in pairs), sum(v * v * c for v, c in pairs)
             mean, variance = first / n, (n * second - first * first) / (n * n)
             minimum, maximum = pairs[0][0], pairs[-1][0]
@@ -76,19 +99,17 @@ class ChannelCounts:
         )
 
 
-def merged(shards: Iterable[list[dict[str, Any]]], dtype: str, channels: int) -> tuple[ChannelStatistics, ...]:
-    """Statistics of the dataset from what each shard counted, in order."""
-    totals = [ChannelCounts(dtype) for _ in range(channels)]
-    for shard in shards:
-        for total, counted in zip(totals, shard, strict=True):
-            total.merge(counted)
-    return tuple(total.statistics() for total in totals)
+@compiled
+def _count(pixels: npt.NDArray[np.unsignedinteger[Any]], counts: npt.NDArray[np.uint32]) -> None:
+    for y in range(pixels.shape[0]):
+        for x in range(pixels.shape[1]):
+            counts[pixels[y, x]] += np.uint32(1)
 
 
-def _bin_of_float32(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def _bin_of_float32(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     bits = values.view(np.uint32)
     ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))  # as IEEE 754 total order
-    return (ordered >> np.uint32(16)).astype(np.int64)
+    return (ordered >> np.uint32(16)).astype(np.uint16)
 
 
 def _float32_of_bin(bins: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

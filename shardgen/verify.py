@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from bie_stream import codecs
 from bie_stream.errors import DatasetError, SampleError
+from bie_stream.folder import Folder, Location, folder_at
 from bie_stream.shards import (
     REJECTS,
     Manifest,
@@ -25,13 +26,13 @@ from bie_stream.shards import (
     read_manifest,
     read_shard_table,
     read_table,
-    tar_path,
+    shard_file,
 )
 from bie_stream.store import LocalStore
 
 
-def verify(root: Path) -> Iterator[str]:
-    """Each fault of the dataset, for a person; nothing if it is sound.
+def verify(dataset: Location) -> Iterator[str]:
+    """Each fault of a dataset, for a person; nothing if it is sound.
 
     Checked: sizes and sha256 of the shards; that tar, table and index name the same bytes; crc32c, shape and dtype
     of every sample; counts; that keys are unique and that no well stands in two splits unless the build asked for it.
@@ -39,14 +40,15 @@ def verify(root: Path) -> Iterator[str]:
     Raises:
         DatasetNotFound: there is no dataset to check.
     """
-    manifest = read_manifest(root)
+    folder = folder_at(dataset)
+    manifest = read_manifest(folder)
     total = sum(shard.bytes for shard in manifest.shards)
     with tqdm(total=total, unit="B", unit_scale=True, desc="verify", dynamic_ncols=True) as bar:
         for shard in manifest.shards:
-            yield from _shard(root, shard, manifest)
+            yield from _shard(folder, shard, manifest)
             bar.update(shard.bytes)
     try:
-        table = read_table(root, manifest)
+        table = read_table(folder, manifest)
     except DatasetError as error:
         yield str(error)
         return
@@ -59,17 +61,17 @@ def verify(root: Path) -> Iterator[str]:
     if {name: splits[name] for name in manifest.splits} != manifest.splits or set(splits) - set(manifest.splits):
         yield f"the tables have splits {dict(splits)}, the manifest says {manifest.splits}"
     yield from _leaks(table.select(["plate", "well", "split"]).to_pylist(), manifest)
-    yield from _rejects(root / REJECTS, manifest)
+    yield from _rejects(folder, manifest)
 
 
-def _rejects(path: Path, manifest: Manifest) -> Iterator[str]:
+def _rejects(folder: Folder, manifest: Manifest) -> Iterator[str]:
     try:
-        listed = len(pq.read_table(path))
+        listed = len(pq.read_table(pa.BufferReader(folder.read(REJECTS))))
     except (OSError, pa.ArrowException, ValueError) as error:
-        yield f"{path} cannot be read: {error}"
+        yield f"{folder}/{REJECTS} cannot be read: {error}"
         return
     if listed != manifest.rejected:
-        yield f"{path} lists {listed} rejected fields, the manifest counts {manifest.rejected}"
+        yield f"{folder}/{REJECTS} lists {listed} rejected fields, the manifest counts {manifest.rejected}"
 
 
 def _leaks(rows: list[dict[str, str]], manifest: Manifest) -> Iterator[str]:
@@ -82,43 +84,60 @@ def _leaks(rows: list[dict[str, str]], manifest: Manifest) -> Iterator[str]:
             yield f"{group} stands in splits {', '.join(sorted(names))}: what is learned in one leaks into the other"
 
 
-def _shard(root: Path, shard: ShardEntry, manifest: Manifest) -> Iterator[str]:
-    path = tar_path(root, shard.name)
+def _shard(folder: Folder, shard: ShardEntry, manifest: Manifest) -> Iterator[str]:
+    where = f"{folder}/{shard_file(shard.name)}"
     try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        table = read_shard_table(path.with_suffix(".parquet"), manifest)
+        table = read_shard_table(folder, shard.name, manifest)
+        with folder.local(shard_file(shard.name)) as tar:
+            yield from _tar(tar, where, folder, shard, table, manifest)
     except (OSError, DatasetError) as error:
-        yield f"shard {path}: {error}"
-        return
+        yield f"shard {where}: {error}"
+
+
+def _tar(
+    path: Path, where: str, folder: Folder, shard: ShardEntry, table: pa.Table, manifest: Manifest
+) -> Iterator[str]:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if path.stat().st_size != shard.bytes:
-        yield f"shard {path} has {path.stat().st_size} bytes, the manifest says {shard.bytes}"
+        yield f"shard {where} has {path.stat().st_size} bytes, the manifest says {shard.bytes}"
     if sha256 != shard.sha256:
-        yield f"shard {path} has changed: sha256 {sha256[:16]}…, the manifest says {shard.sha256[:16]}…"
+        yield f"shard {where} has changed: sha256 {sha256[:16]}…, the manifest says {shard.sha256[:16]}…"
     try:
-        with tarfile.open(path, "r:") as tar:
-            members = {member.name: (member.offset_data, member.size) for member in tar}
-    except tarfile.TarError as error:
-        yield f"shard {path} is not a whole tar: {error}"
+        members = _members(path)
+    except Exception as error:  # tarfile raises whatever the bytes lead it to
+        yield f"shard {where} is not a whole tar: {error}"
         members = None
-    index = path.with_suffix(".idx")
-    lines = index.read_text(errors="replace").splitlines() if index.exists() else []
+    index = shard_file(shard.name, ".idx")
+    there = folder.size(index) is not None
+    lines = folder.read(index).decode(errors="replace").splitlines() if there else []
     if lines[:1] != [index_head(len(table))] or len(lines) != len(table) + 1:
-        yield f"index {index} does not list the {len(table)} samples of its table"
+        yield f"index {folder}/{index} does not list the {len(table)} samples of its table"
         lines = []
     store = LocalStore([path])
     for row, line in itertools.zip_longest(table.to_pylist(), lines[1:]):
-        yield from _sample(store, row, manifest, members, path)
+        yield from _sample(store, row, manifest, members, where)
         about = (members or {}).get(f"{row['key']}.json")
         if line and about and line != index_line(manifest.codec, row["key"], (row["offset"], row["size"]), about):
-            yield f"index {index}: {line!r} is not what the table says of sample {row['key']}"
+            yield f"index {folder}/{index}: {line!r} is not what the table says of sample {row['key']}"
+
+
+def _members(path: Path) -> dict[str, tuple[int, int]]:
+    """Offset and size of each member of a tar."""
+    members, last = {}, -1
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            if member.offset <= last:  # a size below zero leads tarfile back, and it would go round for ever
+                raise tarfile.ReadError(f"after the member at byte {last} it goes back to byte {member.offset}")
+            members[member.name], last = (member.offset_data, member.size), member.offset
+    return members
 
 
 def _sample(
-    store: LocalStore, row: dict[str, Any], manifest: Manifest, members: dict[str, tuple[int, int]] | None, path: Path
+    store: LocalStore, row: dict[str, Any], manifest: Manifest, members: dict[str, tuple[int, int]] | None, tar: str
 ) -> Iterator[str]:
     key, offset, size = row["key"], row["offset"], row["size"]
-    where = f"sample {key} in {path}"
+    where = f"sample {key} in {tar}"
     name = f"{key}.{codecs.SUFFIX[manifest.codec]}"
     if members is not None and members.get(name) != (offset, size):
         yield f"{where}: the table says {size} bytes at {offset}, the tar has {members.get(name)}"

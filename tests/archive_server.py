@@ -13,6 +13,7 @@ idr0093 are real files of the same formats. A plane of idr0036 that we do not ho
 It shares no code with `shardgen`, so that the two can be held against each other.
 """
 
+import base64
 import contextlib
 import csv
 import datetime
@@ -32,12 +33,13 @@ import threading
 import time
 import urllib.parse
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import google_crc32c
 import numpy as np
 import tifffile
 from command_line import ROOT
@@ -45,9 +47,9 @@ from command_line import ROOT
 DATA = ROOT.parent / "shared" / "data"
 
 Source = Path | bytes | Callable[[], bytes]
-Fault = Literal["503", "429", "stall", "truncate"]
+Fault = Literal["503", "429", "stall", "truncate", "corrupt"]
 
-FAULTS: tuple[Fault, ...] = ("503", "429", "stall", "truncate")
+FAULTS: tuple[Fault, ...] = ("503", "429", "stall", "truncate")  # that strike by chance: those that a client can see
 MODIFIED = datetime.datetime(2025, 2, 7, 19, 49, tzinfo=datetime.UTC)  # of every file
 
 _FILESETS = "/uod/idr/filesets/"
@@ -134,6 +136,7 @@ class ArchiveServer:
         ranges: whether it serves parts of files.
         if_range: whether it minds `If-Range`; some object stores do not.
         etag: kind of entity tag.
+        digests: names of the header fields that state the checksum of a file, each as its own standard says.
         biostudies: whether a study is a redirect to its page-tab, or a body that names its folder, or the page-tab.
         largest_page: of the OMERO API.
         needs_session: whether the OMERO API refuses those who have no cookie of the web client.
@@ -142,13 +145,13 @@ class ArchiveServer:
     def __init__(
         self, tree: Mapping[str, Source] | None = None, *, faults: float = 0.0, seed: int = 0, stall_s: float = 30.0,
         delay_s: float = 0.0, retry_after: str = "1", ranges: bool = True, if_range: bool = True,
-        etag: Literal["strong", "weak", "none"] = "strong",
+        etag: Literal["strong", "weak", "none"] = "strong", digests: Collection[str] = (),
         biostudies: Literal["redirect", "link", "body"] = "redirect",
         largest_page: int = 500, needs_session: bool = False,
     ) -> None:  # fmt: skip
         self.tree = dict(archive_tree() if tree is None else tree)
         self.stall_s, self.delay_s, self.retry_after = stall_s, delay_s, retry_after
-        self.ranges, self.if_range, self.etag = ranges, if_range, etag
+        self.ranges, self.if_range, self.etag, self.digests = ranges, if_range, etag, digests
         self.faults = _Faults(faults, seed)
         self.requests: list[Request] = []
         self.connections = 0  # accepted in all
@@ -217,13 +220,21 @@ class ArchiveServer:
             if answer := service(path, query, headers):
                 return answer
         if path in self.tree:
-            return self._file(content(self.tree[path]), headers)
+            return self._with_digests(content(self.tree[path]), headers)
         if not path.startswith(("/IDR/", "/zarr/")):  # GitHub and object stores do not list
             if path.endswith("/") and (names := self._names(path)):
                 return _page(_listing(path, names))
             if self._names(f"{path}/"):
                 return Answer(301, headers={"Location": f"{quote(path)}/"})
         return _page("<html><head><title>404 Not Found</title></head><body><h1>Not Found</h1></body></html>", 404)
+
+    def _with_digests(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+        answer = self._file(body, headers)
+        for_s3 = headers.get("x-amz-checksum-mode") == "ENABLED" and answer.status == 200
+        for name in self.digests if answer.status in (200, 206) else ():
+            if not name.startswith("x-amz-") or for_s3:
+                answer.headers[name] = _digest(name, body, answer.body)
+        return answer
 
     def _file(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         modified = MODIFIED.strftime("%a, %d %b %Y %H:%M:%S GMT")
@@ -247,6 +258,30 @@ class ArchiveServer:
                 name, slash, _ = path[len(folder) :].partition("/")
                 names[name + slash] = None if slash else source
         return names
+
+
+def _digest(name: str, body: bytes, sent: bytes) -> str:
+    """What a header field says of a file and of the part of it that is sent."""
+
+    def base64_of(algorithm: str, data: bytes) -> str:
+        if algorithm == "crc32c":
+            return base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
+        return base64.b64encode(hashlib.new(algorithm, data).digest()).decode()
+
+    match name:
+        case "Repr-Digest":
+            return f"sha-256=:{base64_of('sha256', body)}:, sha-512=:{base64_of('sha512', body)}:"
+        case "Content-Digest":
+            return f"sha-256=:{base64_of('sha256', sent)}:"
+        case "Digest":
+            return f"SHA-256={base64_of('sha256', body)},md5={base64_of('md5', body)}"
+        case "Content-MD5":
+            return base64_of("md5", sent)
+        case "x-goog-hash":
+            return f"crc32c={base64_of('crc32c', body)}, md5={base64_of('md5', body)}"
+        case "x-amz-checksum-sha256" | "x-amz-checksum-crc32c":
+            return base64_of(name.rpartition("-")[2], body)
+    raise ValueError(f"{name} states no checksum")
 
 
 def _part(body: bytes, headers: dict[str, str], asked: str) -> Answer:
@@ -364,7 +399,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _spoilt(self, answer: Answer, fault: Fault | None) -> tuple[bytes, bytes, Fault | None]:
         """Head and body as they are sent, and the fault that struck: an answer without a body cannot be cut short."""
-        if fault in ("stall", "truncate") and not (answer.body and self.command == "GET"):
+        if fault in ("stall", "truncate", "corrupt") and not (answer.body and self.command == "GET"):
             fault = "503"
         if fault == "503":
             answer = _page("<html><body><h1>Service Unavailable</h1></body></html>", 503)
@@ -375,6 +410,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault in ("stall", "truncate"):
             self.close_connection = True
             body = body[: len(body) // 2]
+        if fault == "corrupt":
+            half = len(body) // 2
+            body = body[:half] + bytes([body[half] ^ 1]) + body[half + 1 :]
         headers = {"Server": "Apache", **answer.headers, "Content-Length": str(len(answer.body))}
         lines = [f"HTTP/1.1 {answer.status} {http.HTTPStatus(answer.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]

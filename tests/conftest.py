@@ -58,7 +58,7 @@ def write_dataset(tmp_path: Path) -> WriteDataset:
         with ShardWriter(root, "000000", SAMPLE_COLUMNS, codec) as writer:
             for i, image in enumerate(images):
                 row = {"key": f"s{i}", "shape": list(image.shape), "plate": "p", "well": f"A{i + 1}", "field": "1"}
-                writer.add(codecs.encode(image, codec), row | {"z": 0, "t": 0, "top": 0, "left": 0, "split": "train"})
+                writer.add([codecs.encode(image, codec)], row | {"z": 0, "t": 0, "top": 0, "left": 0, "split": "train"})
         facts = shard_facts(root, "000000")
         assert facts is not None
         pixels = [np.concatenate([image[c].ravel() for image in images]) for c in range(len(images[0]))]

@@ -1,6 +1,8 @@
 """The archives' server does what is known of the archives, so that tests against it mean something."""
 
+import base64
 import gzip
+import hashlib
 import html
 import io
 import json
@@ -76,6 +78,35 @@ def test_parts_are_served_as_http_says() -> None:
         assert (head.headers["content-length"], head.content) == ("100", b"")
         assert server.connections == 1
         assert server.asked == {"/a": 14}
+
+
+def test_digests_are_of_the_file_or_of_the_part_as_their_standards_say() -> None:
+    data, part = b'{"hello": "world"}\n', b"hello"
+
+    def sent(*names: str, **headers: str) -> dict[str, str]:
+        asked = {name.replace("_", "-"): value for name, value in headers.items()}
+        with ArchiveServer({"/a": data}, digests=names) as server, httpx.Client(base_url=server.url) as client:
+            found = client.get("/a", headers=asked).headers
+            return {name: found[name] for name in names if name in found}
+
+    of_file = "sha-256=:RK/0qy18MlBSVnWgjwz6lZEWjP/lF5HF9bvEF8FabDg=:"  # RFC 9530, appendix B.1
+    of_part = f"sha-256=:{base64.b64encode(hashlib.sha256(part).digest()).decode()}:"
+    for asked, digest in (({}, of_file), ({"range": "bytes=2-6"}, of_part)):
+        found = sent("Repr-Digest", "Content-Digest", **asked)
+        assert found["Repr-Digest"].startswith(of_file)
+        assert found["Content-Digest"] == digest
+    assert sent("Content-MD5", range="bytes=2-6") == {"Content-MD5": "XUFAKrxLKna5cZ2REBfFkg=="}
+    s3 = "x-amz-checksum-sha256"
+    assert sent(s3) == sent(s3, range="bytes=2-6", x_amz_checksum_mode="ENABLED") == {}
+    assert sent(s3, x_amz_checksum_mode="ENABLED") == {s3: of_file[9:-1]}
+
+
+def test_a_corrupt_answer_has_one_wrong_byte_and_the_right_head() -> None:
+    with ArchiveServer({"/a": bytes(10)}, digests=["Content-MD5"]) as server:
+        server.fail("/a", "corrupt")
+        wrong, right = httpx.get(f"{server.url}/a"), httpx.get(f"{server.url}/a")
+    assert dict(wrong.headers) == dict(right.headers)
+    assert (wrong.content, right.content) == (b"\0\0\0\0\0\1\0\0\0\0", bytes(10))
 
 
 def test_faults_are_the_same_for_the_same_seed_and_never_four_in_a_row() -> None:

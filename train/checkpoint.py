@@ -48,7 +48,7 @@ class RunInfo(BaseModel):
     def of(cls, dataset: Dataset) -> "RunInfo":
         manifest = dataset.manifest
         return cls(
-            channels=dataset.channels, statistics=dataset.statistics, dataset=str(dataset.root.resolve()),
+            channels=dataset.channels, statistics=dataset.statistics, dataset=str(dataset.folder),
             study=manifest.study, plan_sha256=manifest.plan_sha256,
         )  # fmt: skip
 

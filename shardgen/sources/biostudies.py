@@ -8,7 +8,7 @@
 Facts: EBIBioStudies controllers; BioImage-Archive/bia-integrator, bia_ingest/biostudies/api.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,18 +24,18 @@ class Submission:
     """What a submission says of itself.
 
     Attributes:
-        names: paths of its files, below `files`.
+        sizes: of its files, in bytes, by their paths below `files`; None where it is not listed.
     """
 
     accession: str
     title: str
     licence: str | None
     files: Files
-    names: tuple[str, ...]
+    sizes: Mapping[str, int | None]
 
 
 def read(accession: str, request: Request) -> Submission:
-    """A submission and the names of its files.
+    """A submission and the files that it lists.
 
     Raises:
         SourceError: it cannot be read, or lists no file.
@@ -48,19 +48,19 @@ def read(accession: str, request: Request) -> Submission:
     root = fetch_json(f"{base}/api/v1/studies/{accession}/info", request.transfer).get("httpLink")
     if not (isinstance(root, str) and is_url(root)):  # a path would be one on the user's own disk
         raise SourceError(f"{accession}: the httpLink of its info is {root!r}; expected the address of its files")
-    names = [file for part in _sections(section) for file in _direct(part)]
+    sizes = {path: size for part in _sections(section) for path, size in _sizes(part.get("files"))}
     lists = dict.fromkeys(name for part in _sections(section) if (name := _value(part, "File List")))
     for name in lists:
         listed = request.files(f"{base}/files/{accession}").read(
             f"{name.removesuffix('.tsv').removesuffix('.json')}.json"
         )
-        names += _listed(listed, f"{accession} {name}")
-    if not names:
+        sizes.update(_sizes(parse_json(listed, f"{accession} {name}")))
+    if not sizes:
         raise SourceError(f"{accession} lists no files")
     attributes = {**_attributes(page), **_attributes(section)}
     return Submission(
         accession, attributes.get("Title", accession), attributes.get("License"),
-        request.files(f"{root}/Files"), tuple(dict.fromkeys(names)),
+        request.files(f"{root}/Files"), sizes,
     )  # fmt: skip
 
 
@@ -92,16 +92,12 @@ def _flat(items: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
             yield item
 
 
-def _direct(section: dict[str, Any]) -> list[str]:
-    return [item["path"] for item in _flat(section.get("files")) if _is_file(item)]
-
-
-def _listed(data: bytes, where: str) -> list[str]:
-    return [item["path"] for item in _flat(parse_json(data, where)) if _is_file(item)]
-
-
-def _is_file(item: dict[str, Any]) -> bool:
-    return isinstance(item.get("path"), str) and item.get("type", "file") == "file"
+def _sizes(items: Any) -> Iterator[tuple[str, int | None]]:
+    """Path and bytes of each file in a list; what else is in it is passed over."""
+    for item in _flat(items):
+        path, size = item.get("path"), item.get("size")
+        if isinstance(path, str) and item.get("type", "file") == "file":
+            yield path, size if type(size) is int and size >= 0 else None
 
 
 def _attributes(part: dict[str, Any]) -> dict[str, str]:

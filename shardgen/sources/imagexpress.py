@@ -25,11 +25,11 @@ from shardgen.sources.markup import Found, channel_names, gather
 _GUID = r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 # A GUID has 36 characters, so that what is before it is certain also where it begins with digits.
 _IMAGE = re.compile(
-    rf"(?P<experiment>.+)_(?P<well>[A-Z]{{1,2}}[0-9]{{2}})(?:_s(?P<site>[0-9]+))?(?:_w(?P<wave>[0-9]+))?"
+    rf"(?P<experiment>.+)_(?P<well>[A-Z]{{1,2}}[0-9]{{2}})(?:_s(?P<site>[0-9]{{1,6}}))?(?:_w(?P<wave>[0-9]{{1,6}}))?"
     rf"(?P<guid>{_GUID})?\.(?i:tiff?)"
 )
-_TIME, _STEP = r"TimePoint_([1-9][0-9]*)", r"ZStep_([0-9]+)"
-_WAVE_NAME = re.compile(r'^\s*"WaveName([0-9]+)"\s*,\s*"([^"]*)"', re.MULTILINE)
+_TIME, _STEP = r"TimePoint_([1-9][0-9]{0,5})", r"ZStep_([0-9]{1,6})"
+_WAVE_NAME = re.compile(r'^\s*"WaveName([0-9]{1,6})"\s*,\s*"([^"]*)"', re.MULTILINE)
 
 
 class _Image(NamedTuple):

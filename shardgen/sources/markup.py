@@ -65,14 +65,14 @@ def decimal(text: str | None, what: str, where: str) -> float:
     """A number of at least 0, with a decimal point.
 
     Raises:
-        SourceError: it is missing (None), or not such a number.
+        SourceError: it is missing (None), not such a number, or so large that arithmetic with it would overflow.
     """
     digits = _there(text, what, where)
     try:
         number = float(digits)
     except ValueError:
         number = math.nan
-    if not 0 <= number < math.inf:
+    if not 0 <= number < 1e100:
         raise SourceError(f"{where}: {what} is {digits!r}; expected a number of at least 0")
     return number
 
@@ -134,10 +134,16 @@ def gather(plate: str, found: Iterable[Found]) -> tuple[tuple[int, ...], tuple[F
 
 
 def channel_names(channels: Iterable[int], known: Mapping[int, str]) -> list[str]:
-    """Names as known; the numbers where a name is missing, and for all where two have one name."""
+    """Names as known; the numbers where a name is none for people, and for all where two have one name."""
     numbers = list(channels)
-    names = [known.get(number, "").strip() or str(number) for number in numbers]
+    names = [for_people(known.get(number)) or str(number) for number in numbers]
     return names if len(set(names)) == len(names) else [str(number) for number in numbers]
+
+
+def for_people(text: object) -> str | None:
+    """A name that can be shown and typed, if it is one."""
+    name = text.strip() if isinstance(text, str) else ""
+    return name if 0 < len(name) <= 200 and name.isprintable() else None
 
 
 def _there(text: str | None, what: str, where: str) -> str:

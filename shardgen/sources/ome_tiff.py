@@ -3,8 +3,10 @@
 What the pages are is read from the first file alone; the others are held to its shape when their pixels are read.
 """
 
+import math
+import struct
+import xml.etree.ElementTree as ET
 from dataclasses import replace
-from typing import Any
 
 import tifffile
 
@@ -13,8 +15,9 @@ from bie_stream.shards import Channel
 from shardgen.archive import Layout, Plane
 from shardgen.files import Files
 from shardgen.pixels import in_blocks
-from shardgen.sources.markup import parse_xml
+from shardgen.sources.markup import for_people, parse_xml, whole
 
+MOST_PLANES = 10_000_000  # of one file; metadata that claims more would fill the memory
 _AXES = "TCZ"
 
 
@@ -36,12 +39,13 @@ def expand(files: Files, layout: Layout) -> Layout:
     sizes = dict(zip(axes, shape, strict=True))
     steps = {axis: _step(shape, number) for number, axis in enumerate(axes)}
 
-    def planes(file: str, t: int, z: int) -> tuple[tuple[Plane, ...], ...]:
+    def planes(file: Plane, t: int, z: int) -> tuple[tuple[Plane, ...], ...]:
         at = t * steps.get("T", 0) + z * steps.get("Z", 0)
-        return tuple((Plane(file, (pages[at + c * steps.get("C", 0)],)),) for c in range(sizes.get("C", 1)))
+        numbers = (pages[at + c * steps.get("C", 0)] for c in range(sizes.get("C", 1)))
+        return tuple((Plane(file.path, (number,), file.file_bytes),) for number in numbers)
 
     fields = tuple(
-        replace(field, z=z, t=t, planes=planes(field.planes[0][0].path, t, z))
+        replace(field, z=z, t=t, planes=planes(field.planes[0][0], t, z))
         for field in layout.fields
         for t in range(sizes.get("T", 1))
         for z in range(sizes.get("Z", 1))
@@ -59,30 +63,64 @@ def _pages(files: Files, path: str) -> tuple[str, tuple[int, ...], list[int], li
     try:
         # Through a nameless stream: a set of several files would make tifffile open those that the first one names.
         with tifffile.TiffFile(in_blocks(files, path)) as tif:
+            count = _count(tif)
+            if count == 1 == len(tif.pages) and not (tif.is_imagej or tif.is_shaped):  # of these a page may hold many
+                return "", (), [0], []
+            ome = _ome(tif, path)
             series = tif.series[0]
             axes, shape = series.axes[:-2], series.shape[:-2]
-            pages = [None if page is None else page.index for page in series.pages]
-            count, ome = len(tif.pages), tif.ome_metadata
+            pages = [page.index for page in series.pages if page is not None]
     except SourceError:
         raise
     except Exception as error:  # tifffile raises whatever the bytes lead it to
         raise SourceError(f"{path} is not a readable TIFF: {error}") from error
-    if count == 1 or not axes:
+    if not axes:
         return "", (), [0], []
-    if None in pages or not set(axes) <= set(_AXES):
+    if len(pages) != math.prod(shape) or not set(axes) <= set(_AXES):
         raise SourceError(
             f"{path} has {count} pages as {_said(axes, shape)}; expected all of C, Z or T in this file, as OME-TIFF "
             "or ImageJ says it"
         )
-    return axes, shape, [int(page) for page in pages if page is not None], _names(ome, path) if ome else []
+    return axes, shape, [int(page) for page in pages], _names(ome)
 
 
-def _names(ome: str, path: str) -> list[str]:
-    root = parse_xml(ome.encode(), path)
-    image: Any = next((node for node in root if node.tag.endswith("}Image")), None)
+def _count(tif: tifffile.TiffFile) -> int:
+    """How many pages there are. Each names the next one, and tifffile would go round in a large circle for ever."""
+    file, form, at = tif.filehandle, tif.tiff, tif.pages.first.offset
+    seen: set[int] = set()
+    while 0 < at < file.size:
+        if at in seen:
+            raise ValueError("its pages lead back to an earlier one")
+        seen.add(at)
+        file.seek(at)
+        try:
+            (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+            file.seek(at + form.tagnosize + tags * form.tagsize)
+            (at,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
+        except struct.error:  # the file ends here, and so do its pages
+            break
+    return len(seen)
+
+
+def _ome(tif: tifffile.TiffFile, path: str) -> ET.Element | None:
+    """What a file says of itself as OME-XML. It is read here before tifffile reads it, which would mind neither
+    entities nor how many planes it claims."""
+    if tif.ome_metadata is None:
+        return None
+    root = parse_xml(tif.ome_metadata.encode(), path)
+    planes = 0
+    for pixels in root.iterfind(".//{*}Pixels"):
+        planes += math.prod(whole(pixels.get(f"Size{axis}"), f"Size{axis}", path) for axis in _AXES)
+    if planes > MOST_PLANES:
+        raise SourceError(f"{path} claims {planes:.2g} planes; {MOST_PLANES:,} can be read at once")
+    return root
+
+
+def _names(ome: ET.Element | None) -> list[str]:
+    image = None if ome is None else ome.find("{*}Image")
     if image is None:
         return []
-    found = [node.get("Name") for node in image.iter() if node.tag.endswith("}Channel")]
+    found = [for_people(channel.get("Name")) for channel in image.iterfind(".//{*}Channel")]
     return [name for name in found if name]
 
 

@@ -7,6 +7,8 @@
     │   └── 1 …
     └── B/7 …                 may be absent
 
+    <image>/labels/nuclei     label image: an image of whole numbers beside the one that it belongs to
+
     series.zarr               bioformats2raw.layout: the images in OME's `series`, else in 0, 1, … as far as they go
     image.zarr                multiscales
     array.zarr                an array (y, x), (c, y, x), (c, z, y, x) or (t, c, z, y, x)
@@ -30,9 +32,10 @@ from typing import Any, TypeVar
 
 from bie_stream.errors import SourceError, SourceMissing
 from bie_stream.shards import Channel
-from shardgen.archive import Field, Layout, Plane, some, split_well, well_name
+from shardgen.archive import Field, Layout, Place, Plane, some, split_well, well_name
 from shardgen.files import Files
 from shardgen.pixels import open_zarr
+from shardgen.sources.markup import for_people
 
 MOST_PLANES = 10_000_000  # of one plate; metadata that claims more would fill the memory
 MOST_SERIES = 10_000  # asked for one by one: a server that has an answer to everything would never end
@@ -71,6 +74,37 @@ class _Image:
     axes: str
     labels: tuple[str, ...] | None = None
     pixel_size_um: float | None = None
+
+
+@dataclass(frozen=True)
+class _Label:
+    """A label image, and the image that it belongs to.
+
+    Attributes:
+        size: of the label image's axes.
+    """
+
+    image: _Image
+    label: _Image
+    size: dict[str, int]
+
+    def plane(self, planes: Sequence[Plane]) -> Plane:
+        """The one that belongs to these of the image: one, or several where their maximum is taken."""
+        return Plane(self.label.array, tuple(self._index(axis, planes) for axis in self.label.axes[:-2]))
+
+    def _index(self, axis: str, planes: Sequence[Plane]) -> int:
+        if self.size[axis] == 1:
+            return 0
+        number = self.image.axes.find(axis)
+        found = {plane.index[number] for plane in planes} if number >= 0 and axis != "c" else set()
+        if len(found) > 1:
+            raise SourceError(
+                f"{self.label.array} has labels for each {axis}, not for the maximum over all: choose one"
+            )
+        if not found or max(found) >= self.size[axis]:
+            expected = "1" if axis == "c" else f"1, or as {self.image.array} has it ({self.image.axes})"
+            raise SourceError(f"{self.label.array} has {axis} of size {self.size[axis]}; expected {expected}")
+        return found.pop()
 
 
 @dataclass(frozen=True)
@@ -127,13 +161,31 @@ def find(files: Files, folder: str, plate: str | None = None, wells: frozenset[s
         _require_version(described.get("version", about.get("version")), "the plate")
         images = _images(groups, _places(groups, folder, _wells(described, wells)))
         shapes = [_first_shape(files, images)] * len(images)
-        plate = plate or _name(described.get("name"))
+        plate = plate or for_people(described.get("name"))
     else:
         if wells is not None and "A1" not in wells:
             raise SourceError(f"{folder or files.root} is no plate: it has only well A1, not {some(sorted(wells))}")
         images = _of_no_plate(groups, folder, about)
         shapes = _each(lambda image: _shape(files, image), images)
     return _layout(plate or re.sub(r"(\.ome)?\.zarr$", "", (folder or files.root).rsplit("/", 1)[-1]), images, shapes)
+
+
+def find_labels(files: Files, fields: Sequence[Field], name: str) -> dict[Place, Plane]:
+    """The planes of a label image (OME-NGFF, `<image>/labels/<name>`, of full resolution), for each field that has one.
+
+    A label image may lack c, z and t, or have one of them for all; else its z and t are those of its image. Its height
+    and width are looked at when it is read.
+
+    Raises:
+        SourceError: no image has a label image of this name, or one is damaged or does not fit its image.
+    """
+    planes = {field.place: next(filter(None, field.planes)) for field in fields if any(field.planes)}
+    arrays = list(dict.fromkeys(of_field[0].path for of_field in planes.values()))
+    images = _each(lambda array: _image_of(files, array), arrays)
+    labels = dict(zip(arrays, _each(lambda image: _label_image(*image, name), images), strict=True))
+    if not any(labels.values()):
+        raise SourceError(f"no image has a label image {name!r}; {_known_labels(*images[0])}")
+    return {place: label.plane(of_field) for place, of_field in planes.items() if (label := labels[of_field[0].path])}
 
 
 def _root(files: Files, folder: str) -> tuple[_Groups, dict[str, Any]]:
@@ -307,13 +359,7 @@ def _labels(omero: object, where: str) -> tuple[str, ...] | None:
     if not channels:
         return None
     described = (_object(channel, f"a channel of {where}") for channel in _items(channels, f"channels of {where}"))
-    return tuple(_name(channel.get("label")) or "" for channel in described)
-
-
-def _name(text: object) -> str | None:
-    """A name for people, if it can be one."""
-    name = text.strip() if isinstance(text, str) else ""
-    return name if 0 < len(name) <= 200 and name.isprintable() else None
+    return tuple(for_people(channel.get("label")) or "" for channel in described)
 
 
 def _pixel_size_um(axes: list[Any], dataset: dict[str, Any], multiscale: dict[str, Any], where: str) -> float | None:
@@ -390,6 +436,35 @@ def _layout(plate: str, images: list[_Image], shapes: list[tuple[int, ...]]) -> 
         format="zarr",
         pixel_size_um=_common([image.pixel_size_um for image in images]),
     )
+
+
+def _image_of(files: Files, array: str) -> tuple[_Groups, _Image]:
+    """The image that an array is the full resolution of; its group is one of the folders that the array is in."""
+    parts = array.split("/")
+    for depth in range(len(parts) - 1, -1, -1):
+        group = "/".join(parts[:depth])
+        groups, about = _root(files, group)
+        if "multiscales" in about and (image := _image(about, _Place("", "", group))).array == array:
+            return groups, image
+    raise SourceError(f"{array or files.root} is in no OME-Zarr image; only beside images there are label images")
+
+
+def _label_image(groups: _Groups, image: _Image, name: str) -> _Label | None:
+    """The label image beside an image; None where it has none of this name."""
+    group = _below(_join(image.place.group, "labels"), name)
+    try:
+        label = _image(groups.about(group), _Place("", "", group))
+    except SourceMissing:
+        return None
+    return _Label(image, label, _size(label, _shape(groups.files, label)))
+
+
+def _known_labels(groups: _Groups, image: _Image) -> str:
+    """Which label images an image has, for a message."""
+    (about,) = groups.where_there([_join(image.place.group, "labels")])
+    listed = (about or {}).get("labels")
+    known = [known for name in listed if (known := for_people(name))] if isinstance(listed, list) else []
+    return f"{image.place.group or groups.files.root} has {some(known) or 'none'}"
 
 
 def _common(sizes: list[float | None]) -> float | None:

@@ -22,6 +22,7 @@ from shardgen.archive import Layout, Plane
 from shardgen.sources.markup import Found, gather, path_below, well_at, whole
 
 _LARGEST_FIELD = 100_000  # planes; a pattern of three axes could make a million times as many from a small file
+_LARGEST_PLATE = 1_000_000  # planes; real ones of IDR have tens of thousands
 
 
 def parse(text: str, plate: str, where: str, prefix: str) -> Layout:
@@ -42,13 +43,16 @@ def parse(text: str, plate: str, where: str, prefix: str) -> Layout:
     size = sections["Plate"]
     limits = {key: whole(size.get(key), f"{key} of [Plate]", where) for key in ("Rows", "Columns", "Fields")}
     numbers: dict[str, int] = {}  # of each channel's name, as they come
-    found = [
+    found = (
         one
         for name, section in sections.items()
         if re.fullmatch(r"Well [0-9]+", name)
         for one in _well(section, limits, numbers, f"{where} [{name}]", prefix)
-    ]
-    channels, fields = gather(plate, found)
+    )
+    taken = list(itertools.islice(found, _LARGEST_PLATE + 1))
+    if len(taken) > _LARGEST_PLATE:
+        raise SourceError(f"{where} stands for more than {_LARGEST_PLATE:,} planes; no plate has so many")
+    channels, fields = gather(plate, taken)
     if not fields:
         raise SourceError(f"{where} names no field; expected Field_0 = /path in sections [Well 0], [Well 1] …")
     names = list(numbers)

@@ -8,12 +8,14 @@ the file's name, at any depth; one with `/` against the path inside the folder.
 """
 
 import re
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Mapping
 
 from bie_stream.errors import SourceError, nearest
 from bie_stream.shards import Channel
-from shardgen.archive import Field, Layout, Plane, natural, split_well
+from shardgen.archive import Field, Layout, Place, Plane, describe_place, natural, split_well
 from shardgen.files import Files, walk
+from shardgen.sources.markup import whole
 
 _PARTS = {
     "plate": r"[^/]+?",
@@ -29,43 +31,44 @@ _PARTS = {
 _SUFFIXES = (".tif", ".tiff")
 
 
-def find(files: Files, pattern: str, *, names: Iterable[str] | None = None, plate: str = "") -> Layout:
+def find(files: Files, pattern: str, *, listed: Mapping[str, int | None] | None = None, plate: str = "") -> Layout:
     """The fields among files; channels are named by their text in the names.
 
     Args:
         pattern: see above.
-        names: paths to choose from, where they are known; None: all below the root.
+        listed: paths to choose from with their sizes in bytes, where an archive lists them; None: all below the root.
         plate: the plate's name where the pattern has none.
 
     Raises:
         SourceError: nothing matches, or two files claim to be the same plane.
     """
     expression = compile_pattern(pattern)
-    planes: dict[tuple[str, str, str, int, int], dict[str, str]] = {}
+    planes: dict[Place, dict[str, str]] = {}
     total, last = 0, ""
-    for file in names if names is not None else walk(files):
+    for file in listed if listed is not None else walk(files):
         if not file.lower().endswith(_SUFFIXES):
             continue
         total, last = total + 1, file
+        if any(len(part) > 255 for part in file.split("/")):  # a list can name it, but matching might take for ever
+            raise SourceError(f"{reprlib.repr(file)} has a name of more than 255 characters; no file has")
         match = expression.fullmatch(file if "/" in pattern else file.rsplit("/", 1)[-1])
         if not match:
             continue
-        if not match[0].isascii() and "\ufffd" in match[0].encode("utf-8", "replace").decode():
-            raise SourceError(f"the name of {file!r} is not in UTF-8; rename it")
         parts = match.groupdict()
         row, column = split_well(parts.get("well") or f"{parts['row']}{parts['column']}")
         place = (
             parts.get("plate") or plate,
             f"{row}{column}",
             parts.get("field") or "1",
-            int(parts.get("z") or 0),
-            int(parts.get("t") or 0),
+            _slice(parts.get("z"), "z", file),
+            _slice(parts.get("t"), "t", file),
         )
         channel = parts.get("channel") or "1"
         other = planes.setdefault(place, {}).setdefault(channel, file)
         if other != file:
             raise SourceError(
-                f"{other} and {file} are both {_name(place)} channel {channel}; make the pattern tell them apart"
+                f"{other} and {file} are both {describe_place(place)} channel {channel}; "
+                "make the pattern tell them apart"
             )
     if not total:
         raise SourceError(f"{files.root} holds no TIFF file ({', '.join(_SUFFIXES)})")
@@ -76,7 +79,7 @@ def find(files: Files, pattern: str, *, names: Iterable[str] | None = None, plat
 
     seen = sorted({channel for found in planes.values() for channel in found}, key=natural)
     fields = (
-        Field(*place, planes=tuple((Plane(found[channel]),) if channel in found else () for channel in seen))
+        Field(*place, planes=tuple(_planes(found.get(channel), listed or {}) for channel in seen))
         for place, found in planes.items()
     )
     return Layout(
@@ -107,6 +110,9 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(expression)
 
 
-def _name(place: tuple[str, str, str, int, int]) -> str:
-    plate, well, field, z, t = place
-    return f"plate {plate} well {well} field {field} z {z} t {t}"
+def _slice(digits: str | None, what: str, file: str) -> int:
+    return whole((digits or "").lstrip("0") or "0", what, file, 0, 10**9)
+
+
+def _planes(file: str | None, sizes: Mapping[str, int | None]) -> tuple[Plane, ...]:
+    return () if file is None else (Plane(file, file_bytes=sizes.get(file)),)

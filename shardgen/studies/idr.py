@@ -9,6 +9,7 @@ Facts: IDR/idr-metadata README.md and IDR/idr-utils (pyidr/study_parser.py, scre
 """
 
 import posixpath
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from shardgen.archive import Archive, Layout, natural
 from shardgen.files import Files, fetch, fetch_json
 from shardgen.labels import Table, join, labels_of, parse_table
 from shardgen.request import Request
+from shardgen.sources.markup import for_people
 
 _SERVER = ("/uod/idr/filesets/", "/idr/filesets/")
 _PLATES_AT_ONCE = 8
@@ -104,7 +106,7 @@ def plate_paths(table: bytes, where: str) -> dict[str, str]:
         if len(cells) != 2 or len(paths) != 1:
             raise SourceError(f"plates.tsv of {where}: {line!r} is not a plate and its path")
         (name,) = (cell for cell in cells if cell not in paths)
-        if not name or "\ufffd" in line:
+        if not for_people(name) or "\ufffd" in line:
             raise SourceError(f"plates.tsv of {where}: {line!r} is not a plate and its path, in UTF-8")
         found[name] = paths[0]
     if not found:
@@ -172,10 +174,14 @@ def omero_table(screen: str, request: Request) -> Table:
     if screen not in ids:
         raise SourceError(f"{base} has no screen {screen!r}; {nearest(screen, sorted(ids))}")
     url = f"{base}/webgateway/table/Screen/{ids[screen]}/query/?query=*"
-    data = fetch_json(url, request.transfer).get("data")
-    columns, rows = (data.get(name) if isinstance(data, dict) else None for name in ("columns", "rows"))
+    answer = fetch_json(url, request.transfer)
+    data, meta = (part if isinstance(part := answer.get(name), dict) else {} for name in ("data", "meta"))
+    columns, rows = data.get("columns"), data.get("rows")
     if not (isinstance(columns, list) and isinstance(rows, list)):
-        raise SourceError(f"{url} is not a table; expected data.columns and data.rows")
+        said = f" (the server says {reprlib.repr(answer['error'])})" if "error" in answer else ""
+        raise SourceError(f"{url} is not a table; expected data.columns and data.rows{said}")
+    if meta.get("rowCount", len(rows)) != len(rows):
+        raise SourceError(f"{url} gives {len(rows)} of {reprlib.repr(meta['rowCount'])} rows; the rest has no labels")
     if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
         raise SourceError(f"{url}: a row has not the {len(columns)} cells that its columns say")
     names = {"Plate Name": "Plate", "Well Name": "Well"}

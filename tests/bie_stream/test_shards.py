@@ -43,7 +43,7 @@ def _row(number: int) -> dict[str, object]:
 def _write(root: Path, samples: int = 4, codec: codecs.Codec = "npy") -> Path:
     with ShardWriter(root, "000000", SCHEMA, codec) as writer:
         for number in range(samples):
-            writer.add(codecs.encode(_image(number), codec), _row(number))
+            writer.add([codecs.encode(_image(number), codec)], _row(number))
         writer.facts = {"note": "kept"}
     return tar_path(root, "000000")
 
@@ -158,7 +158,7 @@ def test_dali_reads_the_tar_by_our_index(tmp_path: Path, codec: codecs.Codec, su
 def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
         with ShardWriter(tmp_path, "000000", SCHEMA, "npy") as writer:
-            writer.add(codecs.encode(_image(0), "npy"), _row(0))
+            writer.add([codecs.encode(_image(0), "npy")], _row(0))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from archive_server import DATA, ArchiveServer
+from archive_server import DATA, ArchiveServer, content
 from typer.testing import CliRunner
 
 import bie_stream
@@ -89,8 +89,10 @@ def test_a_plan_reads_no_pixels(server: ArchiveServer, tmp_path: Path) -> None:
     said = run(server, "plan", *IDR0036)
     assert "planes                       16" in said
     planes = [request for request in server.requests[before:] if request.path.endswith(".tif")]
-    assert len({request.path for request in planes}) <= 1, "only the first plane's header"
+    read = [request for request in planes if request.method == "GET"]
+    assert len({request.path for request in read}) <= 1, "only the first plane's header"
     assert sum(request.body_bytes for request in planes) < 700_000
+    assert len(planes) - len(read) <= 9, "sizes of eight files, and of that one"
     assert server.bytes_sent > sent
 
 
@@ -144,14 +146,38 @@ def test_labels_come_from_omero_where_the_file_is_missing(tmp_path: Path) -> Non
 @pytest.mark.parametrize("form", ["redirect", "link", "body"])
 def test_a_study_of_the_bioimage_archive_is_built_by_pattern(tmp_path: Path, form: str) -> None:
     with ArchiveServer(biostudies=form) as server:  # type: ignore[arg-type]
-        found = build(
-            server, tmp_path / "out", "S-BIAD9001", "--pattern", "plate [1]/{*}_{well}_s{field}_w{channel}.TIF"
-        )
+        found = build(server, tmp_path / "out", "S-BIAD9001", "--pattern", PATTERN_9001)
     assert found.manifest.study == "S-BIAD9001"
     assert found.manifest.licence
     first = found.table.to_pylist()[0]
     real = LAYOUTS / "ImageXpress_exported/9987_Plate_3435/TimePoint_1" / f"9987_B02_s{first['field']}_w1.TIF"
     np.testing.assert_array_equal(found[0][0], tifffile.imread(real))
+
+
+PATTERN_9001 = "plate [1]/{*}_{well}_s{field}_w{channel}.TIF"
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: data + b"x"])
+def test_a_file_that_has_not_the_size_its_submission_lists_is_refused(
+    tmp_path: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    with ArchiveServer() as server:
+        path = next(path for path in server.tree if "S-BIAD9001/Files/plate [1]/" in path)
+        listed = content(server.tree[path])
+        server.tree[path] = spoil(listed)
+        words = ["build", "S-BIAD9001", "--pattern", PATTERN_9001, "--workers", "1", "--out", str(tmp_path / "out")]
+        result = CliRunner().invoke(app, [*words, "--endpoint", f"biostudies={server.endpoints['biostudies']}"])
+        assert result.exit_code == 1
+        assert f"has {len(spoil(listed))} bytes, its archive lists it with {len(listed)}" in result.stderr
+        assert path.rpartition("/")[2] in result.stderr
+        whole = [r for r in server.requests if r.path == path and r.method == "GET" and r.range is None]
+        assert len(whole) == 1, "to fetch it again would not help"
+
+
+def test_a_plan_of_a_submission_says_exactly_what_will_be_fetched(server: ArchiveServer) -> None:
+    files = [content(server.tree[path]) for path in server.tree if "S-BIAD9001/Files/plate [1]/" in path]
+    said = run(server, "plan", "S-BIAD9001", "--pattern", PATTERN_9001)
+    assert f"bytes to fetch               {sum(map(len, files)) / 1e3:.1f} kB in {len(files)} files\n" in said
 
 
 def test_a_plate_of_ome_zarr_is_built_over_http_without_its_absent_well(tmp_path: Path) -> None:

@@ -159,8 +159,8 @@ def test_what_an_earlier_build_left_among_the_shards_is_swept_away(
     build(plan_of(raw, shard_bytes=1), tmp_path / "out", workers=1)
     (tmp_path / "out/dataset.json").unlink()
     (tmp_path / "out/shards/000007.tar.partial").touch()
-    (tmp_path / "out/shards/000007.killed.partial/shards").mkdir(parents=True)
-    (tmp_path / "out/shards/000007.killed.partial/shards/000007.tar.partial").touch()
+    (tmp_path / "out/000007.killed.partial/shards").mkdir(parents=True)
+    (tmp_path / "out/000007.killed.partial/shards/000007.tar.partial").touch()
     for name in ("out", "clean"):
         build(plan_of(raw), tmp_path / name, workers=1)
     assert tree(tmp_path / "out") == tree(tmp_path / "clean")

@@ -48,7 +48,7 @@ def writing(raylet: int, shards: Path) -> psutil.Process | None:
 
 
 def busy(worker: psutil.Process, shards: Path) -> bool:
-    return any(file.path.startswith(str(shards)) for file in worker.open_files())
+    return any(file.path.startswith(str(shards.parent)) for file in worker.open_files())
 
 
 class Killer(threading.Thread):

@@ -14,7 +14,9 @@ from archive_server import Answer, ArchiveServer, Fault
 
 from bie_stream.errors import SourceError, SourceMissing
 from shardgen import files
+from shardgen.endpoints import Endpoints
 from shardgen.files import Files, Transfer, fetch, open_files
+from shardgen.request import Request
 
 FAST = Transfer(timeout_s=0.3, pause_s=0.01, longest_pause_s=0.05)
 NAMES = [
@@ -210,6 +212,97 @@ def test_a_server_without_ranges_gives_the_right_bytes() -> None:
         assert root.read("a", 10, 250_000) == BODY[10:250_001]
         server.fail("/tree/a", "stall", "truncate")
         assert root.read("a") == BODY
+
+
+DIGESTS = ["Repr-Digest", "Digest", "x-goog-hash", "Content-Digest", "Content-MD5"]
+OF_S3 = ["x-amz-checksum-sha256", "x-amz-checksum-crc32c"]
+OF_FILE = DIGESTS[:3]
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_a_file_that_has_not_the_checksum_its_server_states_is_fetched_anew(name: str) -> None:
+    with ArchiveServer({"/tree/a": BODY}, digests=[name]) as server:
+        server.fail("/tree/a", "corrupt", "corrupt")
+        assert served(server).read("a") == BODY
+        assert [(request.fault, request.range) for request in server.requests] == [
+            ("corrupt", None), ("corrupt", None), (None, None),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_S3)
+def test_s3_is_asked_for_checksums_and_no_other_server_is(name: str) -> None:
+    with ArchiveServer({"/bucket/tree/a": BODY}, digests=[name]) as server:
+        request = Request(transfer=FAST, endpoints=Endpoints(s3=server.url))
+        server.fail("/bucket/tree/a", "corrupt")
+        assert request.files("s3://bucket/tree").read("a") == BODY
+        assert len(server.requests) == 2
+        request.files(f"{server.url}/bucket/tree").read("a")
+        assert ["x-amz-checksum-mode" in request.headers for request in server.requests] == [True, True, False]
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_a_file_that_never_has_its_checksum_is_one_error_that_says_so(name: str) -> None:
+    with ArchiveServer({"/tree/a": BODY}, digests=[name]) as server:
+        server.fail("/tree/a", *["corrupt"] * 3)
+        algorithm = "md5" if name in ("Content-MD5", "x-goog-hash") else r"sha-(256|512)"
+        with pytest.raises(SourceError, match=rf"/tree/a: what came has another {algorithm} .* after 3 tries"):
+            served(server, replace(FAST, tries=3)).read("a")
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_part_is_not_held_against_the_checksum_of_the_whole_nor_the_whole_against_that_of_a_part(
+    name: str, ranges: bool
+) -> None:
+    with ArchiveServer({"/tree/a": BODY}, digests=[name], ranges=ranges) as server:
+        root = served(server)
+        assert root.read("a", 10, 19) == BODY[10:20]
+        assert root.read("a", 10) == BODY[10:]
+        assert root.read("a", 0, 19) == BODY[:20]
+        assert root.read("a", 0, 400_000) == BODY
+        assert len(server.requests) == 4
+        server.fail("/tree/a", "truncate")
+        assert root.read("a") == BODY
+        assert len(server.requests) == 6
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_a_file_put_together_of_parts_has_the_checksum_of_the_whole(name: str) -> None:
+    with ArchiveServer({"/tree/a": BODY}, digests=[name]) as server:
+        server.fail("/tree/a", "truncate", "corrupt")
+        assert served(server).read("a") == BODY
+        assert [request.range for request in server.requests] == [None, "bytes=150000-", None]
+
+
+@pytest.mark.parametrize("name", OF_FILE)
+def test_a_file_that_ends_before_the_part_that_was_asked_for_has_the_checksum_of_the_whole(name: str) -> None:
+    with ArchiveServer({"/tree/a": BODY}, digests=[name]) as server:
+        server.fail("/tree/a", "corrupt")
+        assert served(server).read("a", 0, 400_000) == BODY
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("if_range", [True, False])
+def test_a_file_that_changed_meanwhile_is_held_against_its_own_checksum(if_range: bool) -> None:
+    new = BODY[::-1]
+    with ArchiveServer({"/tree/a": versions(BODY, new)}, if_range=if_range, digests=["Content-MD5"]) as server:
+        server.fail("/tree/a", "truncate")
+        assert served(server).read("a") == new
+
+
+class _Malformed(ArchiveServer):
+    """States checksums that are none."""
+
+    def answer(self, path: str, query: dict[str, str], headers: Mapping[str, str]) -> Answer:
+        answer = super().answer(path, query, headers)
+        nonsense = {"Repr-Digest": "sha-256=:AAAA:", "Content-MD5": "?", "x-goog-hash": "md5", "Digest": "=,=,"}
+        return replace(answer, headers=answer.headers | nonsense)
+
+
+def test_checksums_that_are_none_do_no_harm() -> None:
+    with _Malformed({"/tree/a": BODY}) as server:
+        assert served(server).read("a") == BODY
+        assert len(server.requests) == 1
 
 
 class _OtherPart(ArchiveServer):

@@ -30,6 +30,20 @@ def test_the_same_archive_and_options_have_one_hash_wherever_the_archive_lies() 
     assert here.sha256 == there.sha256
 
 
+def test_sizes_that_an_archive_lists_change_neither_planes_nor_the_hash() -> None:
+    bare = archive()
+    sized = replace(
+        bare,
+        fields=tuple(
+            replace(f, planes=tuple((Plane(p.path, p.index, n),) for n, (p,) in enumerate(f.planes)))
+            for f in bare.fields
+        ),
+    )
+    assert (sized.fields, hash(sized.fields)) == (bare.fields, hash(bare.fields))
+    assert make_plan(sized, Options(), "uint8", (8, 8)).sha256 == make_plan(bare, Options(), "uint8", (8, 8)).sha256
+    assert sorted([Plane("b"), Plane("a", (), 5), Plane("a", (), None)])[2] == Plane("b", (), 3)
+
+
 def test_every_option_and_every_fact_of_the_archive_changes_the_hash() -> None:
     base = archive()
     option_sets = [

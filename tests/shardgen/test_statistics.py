@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardgen.statistics import PERCENTILES, ChannelCounts, merged
+from shardgen import statistics
+from shardgen.statistics import PERCENTILES, ChannelCounts
 
 
 def pixels(dtype: str, seed: int = 0, size: tuple[int, int] = (97, 101)) -> np.ndarray[Any, Any]:
@@ -36,7 +37,7 @@ def test_integer_pixels_are_described_exactly(dtype: str) -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 1000, 4000])
 def test_percentiles_of_few_pixels_are_exact_too(n: int) -> None:
     values = np.arange(n, dtype=np.uint16)
-    found = counted("uint16", values).statistics()
+    found = counted("uint16", values[None]).statistics()
     for p in PERCENTILES:
         rank = math.ceil(Fraction(str(p)) * n / 100)  # np.percentile takes one too many where p · n rounds up
         assert found.percentiles[f"{p:g}"] == rank - 1, p
@@ -46,7 +47,7 @@ def test_the_variance_of_bright_flat_pixels_does_not_cancel() -> None:
     values = np.full((512, 512), 65535, np.uint16)
     values[0, 0] = 65534
     assert counted("uint16", values).statistics().std == pytest.approx(values.std(dtype=np.longdouble), rel=1e-9)
-    assert counted("uint8", np.full(9, 7, np.uint8)).statistics().std == 0
+    assert counted("uint8", np.full((3, 3), 7, np.uint8)).statistics().std == 0
 
 
 def test_float_pixels_are_described_within_one_percent() -> None:
@@ -66,4 +67,22 @@ def test_merged_shards_equal_the_whole(dtype: str) -> None:
     first, second = [pixels(dtype, s) for s in (0, 1)], [pixels(dtype, s) for s in (2, 3)]
     shards = [[counted(dtype, first[0]).dump(), counted(dtype, second[0]).dump()],
               [counted(dtype, first[1]).dump(), counted(dtype, second[1]).dump()]]  # fmt: skip
-    assert merged(shards, dtype, 2) == (counted(dtype, *first).statistics(), counted(dtype, *second).statistics())
+    for order in (shards, shards[::-1]):
+        merged = [ChannelCounts(dtype) for _ in range(2)]
+        for shard in order:
+            for channel, dumped in zip(merged, shard, strict=True):
+                channel.merge(dumped)
+        assert [m.statistics() for m in merged] == [counted(dtype, *p).statistics() for p in (first, second)]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_part_of_a_field_counts_as_its_copy(dtype: str) -> None:
+    part = pixels(dtype)[3:70:2, 5:90]
+    np.testing.assert_array_equal(counted(dtype, part).counts, counted(dtype, part.copy()).counts)
+
+
+def test_more_pixels_than_32_bits_count_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_MOST_RECENT", 97 * 101 + 5)
+    arrays = [pixels("uint16", seed) for seed in range(5)]
+    expected = np.bincount(np.concatenate([a.ravel() for a in arrays]), minlength=65536)
+    np.testing.assert_array_equal(counted("uint16", *arrays).counts, expected)

@@ -51,6 +51,13 @@ def test_files_of_one_page_stay_as_they_are(tmp_path: Path) -> None:
     assert ome_tiff.expand(files, layout) == layout
 
 
+def test_every_page_knows_the_size_of_its_file(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "A1.ome.tif", PIXELS[0, :, 0], **GREY, metadata={"axes": "CYX"})
+    files = open_files(tmp_path)
+    layout = ome_tiff.expand(files, tiff_folder.find(files, "{well}.ome.tif", listed={"A1.ome.tif": 7}))
+    assert [(plane.index, plane.file_bytes) for (plane,) in layout.fields[0].planes] == [((c,), 7) for c in range(3)]
+
+
 def test_pages_that_nothing_explains_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "A1.tif", PIXELS[0, 0], **GREY, metadata=None)
     with pytest.raises(SourceError, match=r"4 pages as I 4; expected all of C, Z or T"):

@@ -48,9 +48,11 @@ def test_a_plane_that_is_not_there_is_empty(tmp_path: Path) -> None:
     }
 
 
-def test_files_are_chosen_from_names_where_they_are_known(tmp_path: Path) -> None:
-    archive = find(touch(tmp_path / "raw", "A1.tif"), "{well}.tif", names=["deep/B2.tif", "B3.png"])
-    assert [f.planes for f in archive.fields] == [((Plane("deep/B2.tif"),),)]
+def test_files_are_chosen_from_those_that_are_listed_and_keep_their_sizes(tmp_path: Path) -> None:
+    listed = {"deep/B2.tif": 7, "deep/B4.tif": None, "B3.png": 8}
+    archive = find(touch(tmp_path / "raw", "A1.tif"), "{well}.tif", listed=listed)
+    assert [f.planes for f in archive.fields] == [((Plane("deep/B2.tif"),),), ((Plane("deep/B4.tif"),),)]
+    assert [f.planes[0][0].file_bytes for f in archive.fields] == [7, None]
 
 
 def test_characters_of_a_pattern_stand_for_themselves() -> None:
