@@ -110,7 +110,8 @@ class Manifest(_Frozen):
     samples: int
     splits: dict[str, int]
     labels: tuple[str, ...]
-    rejected: int
+    rejected: int  # fields, in rejects.parquet
+    left_out: dict[str, int] = {}  # samples, by the rule of the options that left them out
     statistics: tuple[ChannelStatistics, ...]
     shards: tuple[ShardEntry, ...]
     options: dict[str, Any]
@@ -321,8 +322,9 @@ def read_shard_table(dataset: Location, name: str, manifest: Manifest) -> pa.Tab
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"table {path} cannot be read: {error}") from error
-    fold = ["fold"] if manifest.options.get("folds") else []
-    names = [*SAMPLE_COLUMNS.names, *fold, *manifest.labels]
+    by_options = {"object": ("objects", "masks"), "fold": ("folds",)}
+    more = [name for name, options in by_options.items() if any(manifest.options.get(option) for option in options)]
+    names = [*SAMPLE_COLUMNS.names, *more, *manifest.labels]
     if table.column_names != names or len(set(names)) < len(names):
         raise DatasetError(
             f"table {path} has other columns than the manifest says: {', '.join(table.column_names)}; "

@@ -1,10 +1,14 @@
 """What a source finds: fields with their planes, and what is known about them. No pixels."""
 
 import functools
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bie_stream.errors import SourceError
 from bie_stream.shards import Channel
@@ -71,6 +75,57 @@ class Layout:
     pixel_size_um: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """N objects of one field, in order of their numbers.
+
+    Attributes:
+        numbers: [N] int64, from 0, distinct in the field.
+        centres: [N, 2] float64: y and x in pixels of the field; the centre of its top left pixel is (0, 0).
+        labels: for each label column its N values.
+    """
+
+    numbers: NDArray[np.int64]
+    centres: NDArray[np.float64]
+    labels: Mapping[str, Sequence[Label]]
+
+    def binned(self, side: int) -> NDArray[np.float64]:
+        """Centres [N, 2] in a field of which squares of so many pixels on a side have become one."""
+        return (self.centres + 0.5) / side - 0.5
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same objects."""
+        said = [self.numbers.astype("<i8").tobytes(), self.centres.astype("<f8").tobytes(), repr(self.labels).encode()]
+        return hashlib.sha256(b"".join(said)).hexdigest()
+
+
+@dataclass(frozen=True)
+class ObjectTable:
+    """What a table says.
+
+    Attributes:
+        columns: the label columns, in order.
+        by_field: of the fields that were asked for those that have objects.
+    """
+
+    columns: tuple[str, ...]
+    by_field: Mapping[Place, Objects]
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Where label images are.
+
+    Attributes:
+        planes: of the fields that have one; paths are below `files`.
+    """
+
+    files: Files
+    planes: Mapping[Place, Plane]
+    format: Literal["tiff", "zarr"]
+
+
 @dataclass(frozen=True)
 class Archive:
     """A study's fields and its labels, as found.
@@ -78,6 +133,8 @@ class Archive:
     Attributes:
         files: where the planes' paths start from.
         labels: for each (plate, well) its value of each label column; every column in every row.
+        objects: what samples are cut around, where a table says it.
+        masks: what samples are cut around, where label images say it.
     """
 
     files: Files
@@ -90,6 +147,8 @@ class Archive:
     licence: str | None = None
     citation: str | None = None
     pixel_size_um: float | None = None
+    objects: ObjectTable | None = None
+    masks: Masks | None = None
 
 
 def require_size(plane: Plane, found: int) -> None:
@@ -139,3 +198,42 @@ def some(items: list[str], show: int = 5) -> str:
     """The first few of many, for a message."""
     more = f" and {len(items) - show} more" if len(items) > show else ""
     return ", ".join(items[:show]) + more
+
+
+def field_name(text: str) -> str:
+    """One name of a field that is called 1 in one place and 01 in another."""
+    return text.lstrip("0") or "0" if text.isdecimal() else text
+
+
+def by_place(fields: Iterable[Field], told: Container[str]) -> dict[Place, list[Field]]:
+    """Fields by what is told of their places: where z or t is not, those of all have one key.
+
+    Raises:
+        SourceError: two fields are one by their numbers.
+    """
+    found: dict[Place, list[Field]] = {}
+    for one in fields:
+        plate, well, name, z, t = one.place
+        key = plate, well, field_name(name), z if "z" in told else 0, t if "t" in told else 0
+        alike = found.setdefault(key, [])
+        if alike and alike[0].field != name:
+            raise SourceError(
+                f"{describe_place(alike[0].place)} and field {name} are one by their numbers; rename one of them"
+            )
+        alike.append(one)
+    return found
+
+
+def only_plate(fields: Sequence[Field], said: str) -> str:
+    """The plate of all fields.
+
+    Args:
+        said: what does not name it, for a message.
+
+    Raises:
+        SourceError: there are several.
+    """
+    plates = sorted({field.plate for field in fields})
+    if len(plates) > 1:
+        raise SourceError(f"{said}, and the archive has {len(plates)} plates: {some(plates)}")
+    return plates[0]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -56,7 +57,19 @@ class Arguments:
     t: Annotated[str, _option("The same for time.", _WHAT)] = "each"
     limit: Annotated[int | None, _option("The first so many fields of these.", _WHAT, min=1)] = None
 
+    bin: Annotated[int, _option("Average squares of this many pixels on a side. Default: 1, no loss.", _SAMPLES)] = 1
     tile: Annotated[int | None, _option("Cut fields into squares of this many pixels.", _SAMPLES)] = None
+    objects: Annotated[
+        Path | None,
+        _option("Cut around objects: a CSV or Parquet of `well`, `field`, `y`, `x` in pixels, and labels.", _SAMPLES),
+    ] = None
+    masks: Annotated[
+        str | None,
+        _option("Cut around the objects of label images: 'masks/{well}_s{field}.tif'; of OME-Zarr, a name.", _SAMPLES),
+    ] = None
+    min_signal: Annotated[
+        str, _option("As in 'DNA=300': leave out samples of which less than 1 % of pixels reach this.", _SAMPLES)
+    ] = ""
     split: Annotated[str, _option("Shares. Default: train=0.8,val=0.1,test=0.1.", _SAMPLES)] = (
         "train=0.8,val=0.1,test=0.1"
     )
@@ -95,8 +108,8 @@ class Arguments:
             raise SourceError("; ".join(f"--{fault['loc'][0]}: {fault['msg']}" for fault in error.errors())) from error
         return Request(
             pattern=self.pattern, labels=self.labels, plate=self.plate, study=self.study, licence=self.licence,
-            citation=self.citation, pixel_size_um=self.pixel_size_um, selection=selection,
-            endpoints=resolve(self.endpoint), raw=raw,
+            citation=self.citation, pixel_size_um=self.pixel_size_um, objects=self.objects, masks=self.masks,
+            selection=selection, endpoints=resolve(self.endpoint), raw=raw,
             transfer=Transfer(connections=self.connections, timeout_s=self.timeout_s),
         )  # fmt: skip
 
@@ -110,15 +123,17 @@ class Arguments:
         if chosen not in CODECS:
             raise SourceError(f"--codec {chosen!r}: {nearest(chosen, [*CODECS, 'auto'])}")
         try:
-            shares = {name: float(share) for name, share in _pairs(self.split, "--split").items()}
             return Options(
-                tile=self.tile, splits=shares, split_by=self.split_by,
+                bin=self.bin, tile=self.tile, objects=None if self.objects is None else self.objects.name,
+                masks=None if self.masks is None else re.sub(r"^[^{]*/", "", self.masks),
+                min_signal=_numbers(self.min_signal, "--min-signal"),
+                splits=_numbers(self.split, "--split"), split_by=self.split_by,
                 stratify_by=self.stratify_by, folds=self.folds, split_seed=self.split_seed,
                 shard_bytes=self.shard_mb * 2**20, codec=chosen,
             )  # fmt: skip
         except ValueError as error:
-            said = f"--split {self.split} --folds {self.folds} --tile {self.tile} --shard-mb {self.shard_mb}"
-            raise SourceError(f"{said}: {error}") from error
+            said = f"--split {self.split} --folds {self.folds} --bin {self.bin} --tile {self.tile}"
+            raise SourceError(f"{said} --shard-mb {self.shard_mb}: {error}") from error
 
 
 def takes_arguments(command: Callable[..., None]) -> Callable[..., None]:
@@ -153,6 +168,10 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 
 def _words(text: str) -> tuple[str, ...] | None:
     return tuple(word.strip() for word in text.split(",") if word.strip()) or None
+
+
+def _numbers(text: str, option: str) -> dict[str, float]:
+    return {name: float(number) for name, number in _pairs(text, option).items()}
 
 
 def _pairs(text: str, option: str, alone: bool = False) -> dict[str, str]:

@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,10 @@ from bie_stream.shards import (
     shard_file,
     write_manifest,
 )  # fmt: skip
+from shardgen.archive import describe_place
 from shardgen.convert import samples
 from shardgen.engines import Advance, Engine, Facts, Shard, chosen
+from shardgen.masks import objects_of, read_mask
 from shardgen.pixels import read_field
 from shardgen.plan import Plan, Planned, np_size
 from shardgen.statistics import ChannelCounts
@@ -104,6 +107,7 @@ class _Written:
     def __init__(self, plan: Plan) -> None:
         self.shards: dict[str, ShardEntry] = {}
         self.splits: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
         self.rejected = 0
         self._rejects: dict[str, list[dict[str, str]]] = {}
         self._counts = [ChannelCounts(plan.dtype) for _ in plan.archive.channels]
@@ -112,6 +116,7 @@ class _Written:
         """Takes in one shard."""
         self.shards[name] = ShardEntry(name=name, **{key: facts[key] for key in ("samples", "bytes", "sha256")})
         self.splits.update(facts["splits"])
+        self.left_out.update(facts["left_out"])
         self.rejected += len(facts["rejects"])
         self._rejects[name] = facts["rejects"]
         for counts, counted in zip(self._counts, facts["statistics"], strict=True):
@@ -139,11 +144,11 @@ def begun_with(out: Location) -> Codec | None:
 def some_samples(plan: Plan, most: int) -> Iterator[Pixels]:
     """Samples of fields from all over the plan; those that cannot be read are passed over."""
     fields = [planned for shard in plan.shards for planned in shard]
-    step = max(1, len(fields) * len(plan.tiles) // most)
+    step = max(1, len(fields) * max(1, len(plan.tiles)) // most)
     for planned in fields[::step]:
         with contextlib.suppress(SourceError):
-            pixels = read_field(plan.archive, planned.field, plan.dtype, plan.shape)
-            yield from (sample for sample, _ in samples(plan, planned, pixels))
+            planned, pixels = _field(plan, planned)
+            yield from (sample[0] for sample in samples(plan, planned, pixels) if not isinstance(sample, str))
 
 
 def _published(plan: Plan, out: Folder) -> Manifest | None:
@@ -244,18 +249,23 @@ def _move(own: Path, out: Folder, name: str) -> None:
 def _write_samples(plan: Plan, root: Path, max_rejects: int, name: str, shard: Shard, advance: Advance) -> None:
     counts = [ChannelCounts(plan.dtype) for _ in plan.archive.channels]
     splits: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     rejects: list[dict[str, str]] = []
     with ShardWriter(root, name, plan.schema, plan.options.codec) as writer:
-        for planned, pixels in _read(plan, shard):
-            if isinstance(pixels, SourceError):
+        for planned, read in _read(plan, shard):
+            if isinstance(read, SourceError):
                 field = planned.field
-                rejects.append({"plate": field.plate, "well": field.well, "field": field.field, "reason": str(pixels)})
+                rejects.append({"plate": field.plate, "well": field.well, "field": field.field, "reason": str(read)})
                 _hold(rejects, max_rejects)
             else:
-                for sample, row in samples(plan, planned, pixels):
-                    writer.add(codecs.encoded_parts(sample, plan.options.codec), row)
+                for sample in samples(plan, *read):
+                    if isinstance(sample, str):
+                        left_out[sample] += 1
+                        continue
+                    pixels, row = sample
+                    writer.add(codecs.encoded_parts(pixels, plan.options.codec), row)
                     splits[row["split"]] += 1
-                    for count, channel in zip(counts, sample, strict=True):
+                    for count, channel in zip(counts, pixels, strict=True):
                         count.add(channel)
             advance(1)
         writer.facts = {
@@ -263,19 +273,29 @@ def _write_samples(plan: Plan, root: Path, max_rejects: int, name: str, shard: S
             "codec": plan.options.codec,
             "rejects": rejects,
             "splits": splits,
+            "left_out": left_out,
             "statistics": [count.dump() for count in counts],
         }
 
 
-def _read(plan: Plan, shard: tuple[Planned, ...]) -> Iterator[tuple[Planned, Pixels | SourceError]]:
-    """The pixels of each field, in order, or why there are none; they hold until the next ones come.
+def _field(plan: Plan, planned: Planned, out: Pixels | None = None) -> tuple[Planned, Pixels]:
+    """A field with its objects, and its pixels."""
+    if plan.archive.masks is not None:
+        if planned.mask is None:
+            raise SourceError(f"{describe_place(planned.field.place)} has no mask")
+        planned = replace(planned, objects=objects_of(read_mask(plan.archive.masks, planned.mask, plan.shape)))
+    return planned, read_field(plan.archive, planned.field, plan.dtype, plan.shape, out)
+
+
+def _read(plan: Plan, shard: Shard) -> Iterator[tuple[Planned, tuple[Planned, Pixels] | SourceError]]:
+    """Each field as `_field` gives it, in order, or why it cannot; its pixels hold until the next ones come.
 
     From a server, several fields at once.
     """
 
-    def read(planned: Planned, out: Pixels | None = None) -> Pixels | SourceError:
+    def read(planned: Planned, out: Pixels | None = None) -> tuple[Planned, Pixels] | SourceError:
         try:
-            return read_field(plan.archive, planned.field, plan.dtype, plan.shape, out)
+            return _field(plan, planned, out)
         except SourceError as error:
             return error
 
@@ -299,7 +319,8 @@ def _publish(plan: Plan, out: Folder, written: _Written, names: list[str]) -> Ma
     shards, rejects = tuple(written.shards[name] for name in names), written.rejects
     taken = sum(shard.samples for shard in shards)
     if not taken:
-        raise SourceError(f"no field could be read; the first reason: {rejects[0]['reason']}")
+        reason = f"the first reason: {rejects[0]['reason']}" if rejects else f"left out: {written.left_out}"
+        raise SourceError(f"there is no sample; {reason}")
     _sweep(out, names)
     table = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rejects, REJECT_COLUMNS), table)
@@ -312,12 +333,13 @@ def _publish(plan: Plan, out: Folder, written: _Written, names: list[str]) -> Ma
         citation=archive.citation,
         channels=archive.channels,
         dtype=plan.dtype,
-        pixel_size_um=archive.pixel_size_um,
+        pixel_size_um=archive.pixel_size_um and archive.pixel_size_um * plan.options.bin,
         codec=plan.options.codec,
         samples=taken,
         splits={name: written.splits[name] for name in plan.options.splits},
         labels=plan.labels,
         rejected=len(rejects),
+        left_out=dict(sorted(written.left_out.items())),
         statistics=written.statistics,
         shards=shards,
         options=plan.options.model_dump(),

@@ -115,6 +115,7 @@ def info(dataset: Folder, as_json: Annotated[bool, typer.Option("--json", help="
             "shards": f"{len(manifest.shards)}, {sum(s.bytes for s in manifest.shards) / 1e6:.1f} MB, {manifest.codec}",
             "labels": ", ".join(manifest.labels) or "none",
             "rejected fields": manifest.rejected,
+            "left out": ", ".join(f"{count} {why}" for why, count in manifest.left_out.items()) or "nothing",
         }
         for name, value in lines.items():
             typer.echo(f"{name:16} {value}")

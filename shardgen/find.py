@@ -16,6 +16,8 @@ from bie_stream.errors import SourceError, SourceMissing, nearest
 from shardgen.archive import Archive, Layout, some
 from shardgen.files import Files
 from shardgen.labels import labels_of, parse_table
+from shardgen.masks import find_masks
+from shardgen.objects import read_objects
 from shardgen.request import Request
 from shardgen.select import select
 from shardgen.sources import biostudies, cellvoyager, columbus, imagexpress, ome_tiff, ome_zarr, tiff_folder
@@ -48,6 +50,16 @@ def find(source: str, request: Request) -> Archive:
     archive = dataclasses.replace(archive, **{name: value for name, value in said.items() if value is not None})
     archive = select(archive, request.selection)
     _require_utf_8(archive)
+    return _with_objects(archive, request)
+
+
+def _with_objects(archive: Archive, request: Request) -> Archive:
+    """The archive with what samples are to be cut around."""
+    if request.objects is not None:
+        table = read_objects(_local(request.objects, "--objects"), str(request.objects), archive.fields)
+        archive = dataclasses.replace(archive, objects=table)
+    if request.masks is not None:
+        archive = dataclasses.replace(archive, masks=find_masks(request.masks, archive, request.files))
     return archive
 
 
@@ -111,7 +123,7 @@ def _submission(accession: str, request: Request) -> Archive:
 def _labelled(archive: Archive, request: Request) -> Archive:
     if request.labels is None:
         return archive
-    table = parse_table(_local(request.labels), str(request.labels))
+    table = parse_table(_local(request.labels, "--labels"), str(request.labels))
     return dataclasses.replace(archive, labels=labels_of(table, ((f.plate, f.well) for f in archive.fields)))
 
 
@@ -142,8 +154,8 @@ def _is_zarr(files: Files) -> bool:
     return False
 
 
-def _local(path: Path) -> bytes:
+def _local(path: Path, option: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise SourceError(f"--labels {path} is not there") from error
+        raise SourceError(f"{option} {path} is not there") from error

@@ -139,7 +139,7 @@ def require_label_names(where: str, columns: Sequence[str]) -> None:
     """
     if doubled := [name for name, times in Counter(columns).items() if times > 1]:
         raise SourceError(f"{where}: column {doubled[0]!r} is there twice; rename one")
-    if reserved := [name for name in columns if name in (*SAMPLE_COLUMNS.names, "fold", "shard")]:
+    if reserved := [name for name in columns if name in (*SAMPLE_COLUMNS.names, "object", "fold", "shard")]:
         raise SourceError(f"{where}: column {reserved[0]!r} is one of the sample table's own; rename it")
 
 

@@ -29,7 +29,7 @@ def probe(archive: Archive) -> tuple[Dtype, tuple[int, int]]:
     planes = (plane for field in archive.fields for planes in field.planes for plane in planes)
     for tries, plane in enumerate(planes):
         try:
-            dtype, shape = _tiff_header(files, plane) if archive.format == "tiff" else _zarr_header(files, plane)
+            dtype, shape = header(files, plane, archive.format)
         except SourceMissing:
             if tries == 100:
                 raise
@@ -44,6 +44,11 @@ def probe(archive: Archive) -> tuple[Dtype, tuple[int, int]]:
                 return known, shape
         raise SourceError(f"{plane.path} has pixels of {dtype}; shards hold {', '.join(DTYPES)}")
     raise SourceError(f"none of the planes of {archive.source} is there")
+
+
+def header(files: Files, plane: Plane, layout: str) -> tuple[str, tuple[int, int]]:
+    """dtype and shape of a plane; raises as `probe`."""
+    return (_tiff_header if layout == "tiff" else _zarr_header)(files, plane)
 
 
 def read_field(archive: Archive, field: Field, dtype: str, shape: tuple[int, int], out: Pixels | None = None) -> Pixels:

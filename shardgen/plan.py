@@ -1,10 +1,12 @@
 """From fields and options to shards: a pure function, so it can be shown, tested and hashed before a pixel is read."""
 
 import hashlib
+import itertools
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic import Field as Option
 
 from bie_stream.codecs import Codec, Dtype, require
-from bie_stream.errors import SourceError
+from bie_stream.errors import SourceError, nearest
 from bie_stream.shards import SAMPLE_COLUMNS
-from shardgen.archive import Archive, Field, Label
+from shardgen.archive import Archive, Field, Label, Objects, Plane
+from shardgen.cut import around, grid
 
 _KEY_LENGTH = 90  # with its ending it must fit a ustar name
 
@@ -24,8 +27,13 @@ class Options(BaseModel):
     """What the user may choose; recorded in the manifest.
 
     Attributes:
-        tile: cut fields into a grid of squares of this many pixels, from the top left; what is left over at the
-            right and bottom edges is not taken. None: whole fields.
+        bin: average squares of so many pixels on a side: a loss, and `pixel_size_um` grows. All other numbers of
+            pixels count what is left.
+        tile: cut squares of this many pixels, side by side from the top left, or around objects. What does not lie
+            in the field as a whole is not taken. None: whole fields.
+        objects: of which table, or masks: of which label images; only names, for the record.
+        min_signal: for some channels a level. A sample of which less than 1 % of pixels reach the level, in each of
+            these channels, is background and not taken.
         splits: share of the groups for each split; they add up to 1.
         split_by: what may not stand on two sides: `well`, `plate`, or a label column.
         stratify_by: a label column whose values all splits and folds should have in like shares.
@@ -36,7 +44,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    bin: int = Option(default=1, ge=1, le=64)
     tile: int | None = Option(default=None, ge=1)
+    objects: str | None = None
+    masks: str | None = None
+    min_signal: dict[str, float] = {}
     splits: dict[str, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
     split_by: str = "well"
     stratify_by: str | None = None
@@ -55,12 +67,19 @@ class Options(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One field with all that its samples share."""
+    """One field with all that its samples share.
+
+    Attributes:
+        objects: what its samples are cut around, where a table says it.
+        mask: the label image that says it.
+    """
 
     field: Field
     labels: Mapping[str, Label]
     split: str
     fold: int | None
+    objects: Objects | None = None
+    mask: Plane | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +87,14 @@ class Plan:
     """Which fields go into which shard, and what each sample looks like.
 
     Attributes:
-        shape: height and width of a field's plane, in pixels.
-        tiles: top left corners of the samples in a field, in pixels; one (0, 0) for whole fields.
+        shape: height and width of a plane as the archive has it, in pixels.
+        kept_shape: the same after binning.
+        tiles: top left corners of the samples of every field, in pixels; one (0, 0) for whole fields, none where
+            samples are cut around objects.
         tile_shape: height and width of a sample, in pixels.
+        levels: see `Options.min_signal`, by the channel's number.
         shards: fields of each shard, in order.
+        splits: samples of each, before background is left out; None where only masks can tell.
         sha256: the name of the build: the same archive and options give the same one, anywhere.
     """
 
@@ -79,9 +102,12 @@ class Plan:
     options: Options
     dtype: Dtype
     shape: tuple[int, int]
+    kept_shape: tuple[int, int]
     tiles: tuple[tuple[int, int], ...]
     tile_shape: tuple[int, int]
+    levels: Mapping[int, float]
     shards: tuple[tuple[Planned, ...], ...]
+    splits: Mapping[str, int] | None
     schema: pa.Schema
     labels: tuple[str, ...]
     sha256: str
@@ -91,28 +117,32 @@ class Plan:
         return sum(map(len, self.shards))
 
     @property
-    def samples(self) -> int:
-        return self.fields * len(self.tiles)
+    def samples(self) -> int | None:
+        return None if self.splits is None else sum(self.splits.values())
 
     @property
     def planes(self) -> int:
         return self.fields * len(self.archive.channels)
 
     @property
-    def payload_bytes(self) -> int:
-        """Pixels to be written, in bytes."""
-        height, width = self.tile_shape
-        return self.samples * len(self.archive.channels) * height * width * np_size(self.dtype)
+    def sample_bytes(self) -> int:
+        """Pixels of one sample, in bytes."""
+        return math.prod(self.tile_shape) * len(self.archive.channels) * np_size(self.dtype)
 
     @property
     def without_fields(self) -> "Plan":
         """All that a worker needs besides its own shard; small, whatever the size of the study."""
-        return replace(self, archive=replace(self.archive, fields=(), labels={}), shards=())
+        masks = self.archive.masks and replace(self.archive.masks, planes={})
+        return replace(self, archive=replace(self.archive, fields=(), labels={}, objects=None, masks=masks), shards=())
 
-    def key(self, field: Field, top: int, left: int) -> str:
-        """The name of a sample in its shard. No dot (WebDataset splits there), only plain characters."""
-        tile = f"_y{top}_x{left}" if self.options.tile else ""
-        return _plain(f"{field.plate}_{field.well}_f{field.field}_t{field.t}_z{field.z}{tile}")
+    def key(self, field: Field, top: int, left: int, number: int | None = None) -> str:
+        """The name of a sample in its shard. No dot (WebDataset splits there), only plain characters.
+
+        Args:
+            number: of the object that it is cut around.
+        """
+        part = "" if self.options.tile is None else f"_y{top}_x{left}" if number is None else f"_o{number}"
+        return _plain(f"{field.plate}_{field.well}_f{field.field}_t{field.t}_z{field.z}{part}")
 
 
 def make_plan(archive: Archive, options: Options, dtype: Dtype, shape: tuple[int, int]) -> Plan:
@@ -125,13 +155,51 @@ def make_plan(archive: Archive, options: Options, dtype: Dtype, shape: tuple[int
         SourceError: the options do not fit the archive.
     """
     require(options.codec, dtype)
-    if options.tile and options.tile > min(shape):
-        raise SourceError(f"tile {options.tile} is larger than the fields, {shape[0]} x {shape[1]} pixels")
-    height, width = (options.tile, options.tile) if options.tile else shape
-    tiles = tuple(
-        (top, left) for top in range(0, shape[0] - height + 1, height) for left in range(0, shape[1] - width + 1, width)
+    kept_shape = shape[0] // options.bin, shape[1] // options.bin
+    _require_fit(archive, options, kept_shape)
+    tile_shape = (options.tile, options.tile) if options.tile else kept_shape
+    by_object = archive.objects is not None or archive.masks is not None
+    tiles = () if by_object else grid(kept_shape, tile_shape)
+    columns = (*next(iter(archive.labels.values()), {}), *(archive.objects.columns if archive.objects else ()))
+    planned = _assign(archive, options)
+    counts = _counts_of_samples(planned, options, kept_shape, len(tiles))
+    # As masks do not say yet how many samples there are, there may be as many as would make the whole field.
+    whole = max(1, math.prod(kept_shape) // math.prod(tile_shape))
+    plan = Plan(
+        archive=archive,
+        options=options,
+        dtype=dtype,
+        shape=shape,
+        kept_shape=kept_shape,
+        tiles=tiles,
+        tile_shape=tile_shape,
+        levels=_levels(archive, options),
+        shards=(),
+        splits=_by_split(planned, counts, options),
+        schema=_schema(archive, columns, options),
+        labels=columns,
+        sha256="",
     )
+    sizes = [plan.sample_bytes * (whole if count is None else count) for count in counts]
+    shards = tuple(_shards(planned, sizes, options.shard_bytes))
+    plan = replace(plan, shards=shards, sha256=_digest(archive, options, dtype, shape, shards))
+    _require_keys(plan)
+    return plan
+
+
+def _require_fit(archive: Archive, options: Options, shape: tuple[int, int]) -> None:
+    if min(shape) == 0 or (options.tile and options.tile > min(shape)):
+        raise SourceError(
+            f"tile {options.tile or 1} is larger than the fields, {shape[0]} x {shape[1]} pixels"
+            + f" after binning by {options.bin}" * (options.bin > 1)
+        )
+    if archive.objects is not None and archive.masks is not None:
+        raise SourceError("objects come from a table or from masks; give --objects or --masks")
+    if (archive.objects is not None or archive.masks is not None) and options.tile is None:
+        raise SourceError("samples around objects need a size; give --tile, in pixels")
     columns = list(next(iter(archive.labels.values()), {}))
+    if doubled := [name for name in (archive.objects.columns if archive.objects else ()) if name in columns]:
+        raise SourceError(f"label {doubled[0]!r} is in the table of wells and in that of objects; rename one")
     if options.split_by not in ("well", "plate", *columns):
         raise SourceError(
             f"split_by {options.split_by!r} is neither 'well' nor 'plate' nor a label: {', '.join(columns) or 'none'}"
@@ -140,23 +208,57 @@ def make_plan(archive: Archive, options: Options, dtype: Dtype, shape: tuple[int
         raise SourceError(
             f"stratify_by {options.stratify_by!r} is not a label: {', '.join(columns) or 'there are none'}"
         )
-    planned = _assign(archive, options)
-    field_bytes = len(tiles) * len(archive.channels) * height * width * np_size(dtype)
-    per_shard = max(1, options.shard_bytes // field_bytes)
-    shards = tuple(tuple(planned[i : i + per_shard]) for i in range(0, len(planned), per_shard))
-    plan = Plan(
-        archive=archive,
-        options=options,
-        dtype=dtype,
-        shape=shape,
-        tiles=tiles,
-        tile_shape=(height, width),
-        shards=shards,
-        schema=_schema(archive, columns, options),
-        labels=tuple(columns),
-        sha256=_digest(archive, options, dtype, shape, shards),
-    )
-    keys = Counter(plan.key(field, *tiles[-1]) for field in archive.fields)
+
+
+def _levels(archive: Archive, options: Options) -> dict[int, float]:
+    names = [channel.name for channel in archive.channels]
+    for name in options.min_signal:
+        if name not in names:
+            raise SourceError(f"--min-signal: no channel {name!r}; {nearest(name, names)}")
+    return {names.index(name): level for name, level in options.min_signal.items()}
+
+
+def _counts_of_samples(
+    planned: Sequence[Planned], options: Options, shape: tuple[int, int], tiles: int
+) -> list[int | None]:
+    """Samples of each field; None where a mask has still to be read."""
+
+    def count(field: Planned) -> int | None:
+        if field.mask is not None or field.objects is None or options.tile is None:
+            return tiles or None
+        _, inside = around(field.objects.binned(options.bin), (options.tile, options.tile), shape)
+        return int(inside.sum())
+
+    return [count(field) for field in planned]
+
+
+def _by_split(planned: Sequence[Planned], counts: Sequence[int | None], options: Options) -> dict[str, int] | None:
+    found = dict.fromkeys(options.splits, 0)
+    for field, count in zip(planned, counts, strict=True):
+        if count is None:
+            return None
+        found[field.split] += count
+    return found
+
+
+def _shards(planned: Sequence[Planned], sizes: Sequence[int], shard_bytes: int) -> Iterator[tuple[Planned, ...]]:
+    """Fields in order, so many in a shard as it may hold bytes, and at least one."""
+    shard: list[Planned] = []
+    total = 0
+    for field, size in zip(planned, sizes, strict=True):
+        if shard and total + size > shard_bytes:
+            yield tuple(shard)
+            shard, total = [], 0
+        shard.append(field)
+        total += size
+    if shard:
+        yield tuple(shard)
+
+
+def _require_keys(plan: Plan) -> None:
+    last = plan.tiles[-1] if plan.tiles else (0, 0)
+    number = None if plan.tiles else max(plan.kept_shape)
+    keys = Counter(plan.key(planned.field, *last, number) for shard in plan.shards for planned in shard)
     for key, times in keys.items():
         if times > 1 or len(key) > _KEY_LENGTH:
             fault = f"names {times} fields" if times > 1 else f"is longer than {_KEY_LENGTH} characters"
@@ -164,7 +266,6 @@ def make_plan(archive: Archive, options: Options, dtype: Dtype, shape: tuple[int
                 f"sample name {key!r} {fault}: "
                 "give plates, wells and fields short names that differ in letters and digits"
             )
-    return plan
 
 
 def _digest(
@@ -182,9 +283,12 @@ def _digest(
             f = planned.field
             planes = [[(plane.path, plane.index) for plane in planes] for planes in f.planes]
             labels = sorted(planned.labels.items())
-            found.update(
-                repr((number, f.plate, f.well, f.field, f.z, f.t, planes, labels, planned.split, planned.fold)).encode()
+            cut = (
+                (planned.mask.path, planned.mask.index)
+                if planned.mask
+                else planned.objects and planned.objects.fingerprint
             )
+            found.update(repr((number, *f.place, planes, labels, planned.split, planned.fold, cut)).encode())
     return found.hexdigest()
 
 
@@ -242,10 +346,16 @@ def _assign(archive: Archive, options: Options) -> list[Planned]:
     side = deal(strata, options.splits, options.split_seed)
     shares = {str(fold): 1 / options.folds for fold in range(options.folds)} if options.folds else {}
     folds = deal(strata, shares, options.split_seed) if shares else {}
+    objects = archive.objects.by_field if archive.objects else {}
+    masks = archive.masks.planes if archive.masks else {}
     return [
-        Planned(f, archive.labels.get((f.plate, f.well), {}), side[name], int(folds[name]) if folds else None)
+        Planned(
+            f, archive.labels.get((f.plate, f.well), {}), side[name], int(folds[name]) if folds else None,
+            objects.get(f.place), masks.get(f.place),
+        )
         for f, name in zip(archive.fields, groups, strict=True)
-    ]
+        if archive.objects is None or f.place in objects
+    ]  # fmt: skip
 
 
 def _strata(archive: Archive, groups: Sequence[str], column: str | None) -> dict[str, str]:
@@ -258,14 +368,21 @@ def _strata(archive: Archive, groups: Sequence[str], column: str | None) -> dict
     return {group: min(found, key=lambda value: (-found[value], value)) for group, found in values.items()}
 
 
-def _schema(archive: Archive, columns: list[str], options: Options) -> pa.Schema:
+def _schema(archive: Archive, columns: Sequence[str], options: Options) -> pa.Schema:
+    of_objects = set(archive.objects.columns if archive.objects else ())
+
+    def values(column: str) -> Iterator[Label]:
+        if archive.objects and column in of_objects:
+            return itertools.chain.from_iterable(o.labels[column] for o in archive.objects.by_field.values())
+        return (row[column] for row in archive.labels.values())
+
     def kind(column: str) -> pa.DataType:
-        values = [row[column] for row in archive.labels.values()]
-        kinds = {type(value) for value in values if value is not None}
+        kinds = {type(value) for value in values(column) if value is not None}
         return pa.int64() if kinds == {int} else pa.float64() if kinds == {float} else pa.string()
 
-    fold = [pa.field("fold", pa.int32())] if options.folds else []
-    return pa.schema([*SAMPLE_COLUMNS, *fold, *(pa.field(column, kind(column)) for column in columns)])
+    more = [pa.field("object", pa.int64())] if archive.objects or archive.masks else []
+    more += [pa.field("fold", pa.int32())] if options.folds else []
+    return pa.schema([*SAMPLE_COLUMNS, *more, *(pa.field(column, kind(column)) for column in columns)])
 
 
 def _plain(text: str) -> str:
@@ -283,8 +400,9 @@ def describe(plan: Plan, to_fetch: str) -> dict[str, Any]:
     Args:
         to_fetch: how much has to be read of the archive, as `shardgen.transfer_size` says it.
     """
-    splits = Counter(planned.split for shard in plan.shards for planned in shard)
     missing = sum(() in planned.field.planes for shard in plan.shards for planned in shard)
+    without = len(plan.archive.fields) - plan.fields
+    unknown = "by the objects of the masks"
     return {
         "study": plan.archive.study,
         "licence": plan.archive.licence,
@@ -293,14 +411,20 @@ def describe(plan: Plan, to_fetch: str) -> dict[str, Any]:
         "wells": len({(field.plate, field.well) for field in plan.archive.fields}),
         "fields": plan.fields,
         "fields with a missing plane": missing,
+        **({"fields without objects": without} if plan.archive.objects else {}),
+        **({"fields without a mask": _maskless(plan)} if plan.archive.masks else {}),
         "planes": plan.planes,
         "pixels": f"{plan.dtype} {plan.shape[0]} x {plan.shape[1]}",
-        "samples": plan.samples,
+        "samples": unknown if plan.samples is None else plan.samples,
         "sample pixels": f"{len(plan.archive.channels)} x {plan.tile_shape[0]} x {plan.tile_shape[1]}",
         "bytes to fetch": to_fetch,
-        "payload_bytes": plan.payload_bytes,
+        "payload_bytes": unknown if plan.samples is None else plan.samples * plan.sample_bytes,
         "shards": len(plan.shards),
-        "splits": {name: splits[name] * len(plan.tiles) for name in plan.options.splits},
+        "splits": unknown if plan.splits is None else dict(plan.splits),
         "labels": list(plan.labels),
         "plan_sha256": plan.sha256,
     }
+
+
+def _maskless(plan: Plan) -> int:
+    return sum(planned.mask is None for shard in plan.shards for planned in shard)

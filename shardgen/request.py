@@ -16,6 +16,7 @@ class Request:
         pattern, labels, plate: see `shardgen.sources.tiff_folder` and `shardgen.labels`; only for files
             whose layout does not say it.
         study, licence, citation, pixel_size_um: what the archive does not say of itself, or says wrongly.
+        objects, masks: see `shardgen.objects` and `shardgen.masks`.
         raw: folder for a raw archive that has to be written first.
     """
 
@@ -26,6 +27,8 @@ class Request:
     licence: str | None = None
     citation: str | None = None
     pixel_size_um: float | None = None
+    objects: Path | None = None
+    masks: str | None = None
     selection: Selection = field(default_factory=Selection)
     endpoints: Endpoints = field(default_factory=Endpoints)
     transfer: Transfer = field(default_factory=Transfer)

@@ -22,7 +22,7 @@ from shardgen.archive import Layout, Plane
 from shardgen.sources.markup import Found, gather, path_below, well_at, whole
 
 _LARGEST_FIELD = 100_000  # planes; a pattern of three axes could make a million times as many from a small file
-_LARGEST_PLATE = 1_000_000  # planes; real ones of IDR have tens of thousands
+MOST_PLANES = 1_000_000  # of one plate; real ones of IDR have tens of thousands
 
 
 def parse(text: str, plate: str, where: str, prefix: str) -> Layout:
@@ -49,9 +49,9 @@ def parse(text: str, plate: str, where: str, prefix: str) -> Layout:
         if re.fullmatch(r"Well [0-9]+", name)
         for one in _well(section, limits, numbers, f"{where} [{name}]", prefix)
     )
-    taken = list(itertools.islice(found, _LARGEST_PLATE + 1))
-    if len(taken) > _LARGEST_PLATE:
-        raise SourceError(f"{where} stands for more than {_LARGEST_PLATE:,} planes; no plate has so many")
+    taken = list(itertools.islice(found, MOST_PLANES + 1))
+    if len(taken) > MOST_PLANES:
+        raise SourceError(f"{where} stands for more than {MOST_PLANES:,} planes; no plate has so many")
     channels, fields = gather(plate, taken)
     if not fields:
         raise SourceError(f"{where} names no field; expected Field_0 = /path in sections [Well 0], [Well 1] …")

@@ -178,8 +178,8 @@ def omero_table(screen: str, request: Request) -> Table:
     data, meta = (part if isinstance(part := answer.get(name), dict) else {} for name in ("data", "meta"))
     columns, rows = data.get("columns"), data.get("rows")
     if not (isinstance(columns, list) and isinstance(rows, list)):
-        said = f" (the server says {reprlib.repr(answer['error'])})" if "error" in answer else ""
-        raise SourceError(f"{url} is not a table; expected data.columns and data.rows{said}")
+        said = str(answer.get("error", "nothing"))[:200]
+        raise SourceError(f"{url} is not a table; expected data.columns and data.rows, the server says {said!r}")
     if meta.get("rowCount", len(rows)) != len(rows):
         raise SourceError(f"{url} gives {len(rows)} of {reprlib.repr(meta['rowCount'])} rows; the rest has no labels")
     if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):

@@ -9,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 from archive_server import Answer, ArchiveServer, Fault
 
 from bie_stream.errors import SourceError, SourceMissing
 from shardgen import files
 from shardgen.endpoints import Endpoints
-from shardgen.files import Files, Transfer, fetch, open_files
+from shardgen.files import Files, Http, Transfer, fetch, open_files
 from shardgen.request import Request
 
 FAST = Transfer(timeout_s=0.3, pause_s=0.01, longest_pause_s=0.05)
@@ -61,6 +62,15 @@ def test_a_folder_and_a_server_give_the_same_bytes_sizes_and_names(tmp_path: Pat
             assert root.list("S[2454]/2020+0200[6690]") == ["#1 100%.tif"]
             assert root.list("z/") == [".zattrs", "a:b.tif"]
             assert sorted(files.walk(root)) == sorted(tree)
+
+
+def test_blanks_brackets_plus_and_others_are_escaped_in_addresses() -> None:
+    path = "SARS-CoV2[2454]/2020-03-31T111336+0200[6690]/plate 11001_é#1%.tif"
+    address = Http("https://host/IDR").url(path)
+    assert address == (
+        "https://host/IDR/SARS-CoV2%5B2454%5D/2020-03-31T111336%2B0200%5B6690%5D/plate%2011001_%C3%A9%231%25.tif"
+    )
+    assert httpx.URL(address).raw_path.decode() == address.removeprefix("https://host")  # what is sent
 
 
 def test_files_can_be_sent_to_workers(tmp_path: Path) -> None:

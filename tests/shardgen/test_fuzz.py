@@ -4,6 +4,7 @@ one of our own errors, in seconds, in bounded memory, and writes nothing outside
     seeds      real files, and small ones that tifffile and zarr write, cut to 64 x 64 pixels
     mutated    truncated, bits flipped, runs overwritten, slices doubled; numbers and names swapped for hostile ones;
                nodes of JSON for another type
+    hostile    made by hand, where no mutation comes by chance: circles, bombs, entities, checksums that are right
     held       around each example: an alarm, and only BieStreamError passes
 
 The examples are always the same; FUZZ_EXAMPLES=2000 tries more of them.
@@ -11,6 +12,7 @@ The examples are always the same; FUZZ_EXAMPLES=2000 tries more of them.
 
 import bz2
 import contextlib
+import copy
 import faulthandler
 import functools
 import gzip
@@ -22,6 +24,7 @@ import os
 import pickle
 import re
 import signal
+import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -76,6 +79,7 @@ NUMBERS = [b"-1", b"0", b"2147483648", b"9" * 30, b"9" * 5000, b"1e999", b"NaN",
 NAMES = [
     "../../../escaped", "/escaped", "a/../../escaped", "..\\escaped", "C:\\escaped", "a\0b", "\ud800", "x" * 300, "²",
     "~", "", ".", "..", "a//b", "file:///etc/passwd", "http://[", "<x>", "%2e%2e%2fescaped", "\n", "é" * 200,
+    "\x1b[2J", "\x9b31m", "\u202e", "9" * 5000, "x_" * 20_000,
 ]  # fmt: skip
 VALUES: list[Any] = [
     None, True, 0, -1, 2**31, 2**63, 10**400, 1.5, float("nan"), float("inf"), "", "..", "\ud800", [], {}, [[]], [None],
@@ -177,7 +181,7 @@ def mutated_json(draw: st.DrawFn, data: bytes) -> bytes:
         if draw(st.integers(0, 4)) == 0:
             del holder[key]
         else:
-            holder[key] = draw(st.sampled_from(VALUES) | st.sampled_from(NAMES))
+            holder[key] = copy.deepcopy(draw(st.sampled_from(VALUES) | st.sampled_from(NAMES)))
     return json.dumps(document).encode()
 
 
@@ -325,6 +329,33 @@ def test_a_damaged_tiff_gives_pixels_or_an_error_of_ours(kind: str) -> None:
     @given(mutated(tiffs()[kind]))
     def holds(data: bytes) -> None:
         with folder_of({"A1.tif": data}) as root, held():
+            files = open_files(root)
+            read_pixels(files, ome_tiff.expand(files, tiff_folder.find(files, "{well}.tif", plate="p")))
+
+    holds()
+
+
+DESCRIPTIONS = {
+    "ome": '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">'
+    '<Pixels DimensionOrder="XYZCT" ID="Pixels:0" SizeC="2" SizeT="1" SizeX="64" SizeY="64" SizeZ="1" Type="uint16">'
+    '<Channel ID="Channel:0:0" Name="DNA"/><Channel ID="Channel:0:1" Name="Actin"/><TiffData FirstC="0" IFD="0" '
+    'PlaneCount="2"/></Pixels></Image></OME>',
+    "imagej": "ImageJ=1.54f\nimages=2\nchannels=2\nslices=1\nframes=1\nhyperstack=true\nmode=grayscale\n",
+    "shaped": '{"shape": [2, 64, 64], "axes": "CYX"}',
+}
+
+
+@pytest.mark.parametrize("kind", DESCRIPTIONS)
+def test_a_damaged_description_of_pages_gives_pixels_or_an_error_of_ours(kind: str) -> None:
+    @fuzz
+    @given(mutated(DESCRIPTIONS[kind].encode(), text=True))
+    def holds(text: bytes) -> None:
+        buffer = io.BytesIO()
+        with tifffile.TiffWriter(buffer) as writer:
+            for image in pixels():
+                first = text if buffer.tell() < 1000 else None
+                writer.write(image, photometric="minisblack", metadata=None, description=first)
+        with folder_of({"A1.tif": buffer.getvalue()}) as root, held():
             files = open_files(root)
             read_pixels(files, ome_tiff.expand(files, tiff_folder.find(files, "{well}.tif", plate="p")))
 
@@ -601,6 +632,27 @@ def test_a_damaged_listing_gives_names_in_its_folder_or_an_error_of_ours(server:
     holds()
 
 
+NAMED = "".join(
+    f'<a href="{name}">x</a>' for name in ("p.HTD", "p_A01_s1_w1.TIF", "p_B02_s2_w1.TIF", "p_A01_s1_w2_z3_t4.TIF")
+)
+
+
+def test_whatever_names_a_server_lists_they_are_fields_or_an_error_of_ours(server: ArchiveServer) -> None:
+    @fuzz
+    @given(mutated(NAMED.encode(), text=True), st.sampled_from(["_s{field}_w{channel}", "_{*}_w{channel}_z{z}_t{t}"]))
+    def holds(page: bytes, ending: str) -> None:
+        server.tree = {"/top/": page, "/top/p.HTD": b'"WaveName1", "DAPI"'}
+        files = open_files(f"{server.url}/top", QUICK)
+        for find_in in (
+            lambda: imagexpress.find(files, "", "p"),
+            lambda: tiff_folder.find(files, f"{{plate}}_{{well}}{ending}.TIF"),
+        ):
+            with held():
+                find_in()
+
+    holds()
+
+
 @pytest.mark.parametrize("page", ["<![foo", "<![x[", "<!x[", "<!--" * 1000, '<a href="&#xD800;">', '<a href="&#0;">'])
 def test_markup_that_is_none_gives_names_or_an_error_of_ours(server: ArchiveServer, page: str) -> None:
     server.tree = {"/top/": page.encode()}
@@ -699,6 +751,52 @@ def test_a_damaged_dataset_gives_samples_faults_or_an_error_of_ours(tree: dict[s
         read_dataset(root)
 
 
+def member(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, data: bytes = b"") -> bytes:
+    """A member of a tar whose checksum is right, of whatever size it claims."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    head = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    head[124:136] = (size % 2**96).to_bytes(12, "big") if size < 0 else b"\x80" + size.to_bytes(11, "big")
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head[:512])
+    return bytes(head[:512]) + data + bytes(-len(data) % 512)
+
+
+def extended(key: str, value: str, next_member: bytes) -> bytes:
+    """A member with an extended header (pax) that says one thing more of it."""
+    rest = f" {key}={value}\n".encode()
+    size = next(n for n in range(len(rest), 10_000) if n == len(str(n)) + len(rest))
+    return member("pax", size, tarfile.XHDTYPE, str(size).encode() + rest) + next_member
+
+
+TARS = {
+    "a size that leads back": member("a") + member("b", -512),
+    "a size that leads back behind another": member("a") + extended("GNU.sparse.size", "7", member("b", -1536)),
+    "a size that leads back, of a header": member("a") + member("b", -512, tarfile.XHDTYPE) + member("c"),
+    "a size of 2^63": member("a", 2**63) + member("b"),
+    "a size of 2^80": member("a", 2**80) + member("b"),
+    "a size of 30 digits": extended("size", "9" * 30, member("a")),
+    "a size of 5000 digits": extended("size", "9" * 5000, member("a")),
+    "a map of holes that is none": extended("GNU.sparse.map", "a,b,c", member("a")),
+    "holes without end": extended("GNU.sparse.major", "1", extended("GNU.sparse.minor", "0", member("a"))),
+    "headers of headers": member("a", 0, tarfile.XHDTYPE) * 3000 + member("b"),
+    "names of names": member("a", 0, tarfile.GNUTYPE_LONGNAME) * 3000 + member("b"),
+    "a name that is not UTF-8": member("\udcff"),
+    "names that lead elsewhere": member("../../escaped") + member("/tmp/escaped") + member("a\\..\\escaped"),
+    "links and devices": b"".join(member(kind.decode(), 0, kind) for kind in (b"1", b"2", b"3", b"4", b"5", b"6")),
+}
+
+
+@pytest.mark.parametrize("kind", TARS)
+def test_a_hostile_tar_is_a_fault_and_writes_nothing(kind: str) -> None:
+    path = "shards/000000.tar"
+    tree = {**dataset(), path: TARS[kind].ljust(len(dataset()[path]), b"\0")}
+    with folder_of(tree) as root, held():
+        before = snapshot(root.parent)
+        assert any("000000.tar" in fault for fault in verify(root))
+        assert snapshot(root.parent) == before
+
+
 @fuzz
 @given(mutated_json(dataset()["dataset.json"]))
 def test_a_damaged_manifest_gives_samples_faults_or_an_error_of_ours(manifest: bytes) -> None:
@@ -750,11 +848,16 @@ def snapshot(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*")}
 
 
-HOSTILE_PLACES = ["../../../escaped", "/tmp/escaped", "a/../../escaped", "..\\..\\escaped", "a\\b", "x y", "..", "a\nb"]
+HOSTILE_PLACES = [
+    "../../../escaped", "/tmp/escaped", "a/../../escaped", "..\\..\\escaped", "a\\b", "x y", "..", "a\nb",
+    "\x1b[31m\x07", "\x9b31m",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE_PLACES)
-@pytest.mark.parametrize("where", ["plate", "url", "index", "mlf", "zarr name", "zarr path", "label", "channel"])
+@pytest.mark.parametrize(
+    "where", ["plate", "url", "index", "mlf", "zarr name", "zarr path", "label", "channel", "wave"]
+)
 def test_a_build_writes_only_into_its_folder_whatever_names_an_archive_has(
     tmp_path: Path, where: str, name: str
 ) -> None:
@@ -773,6 +876,9 @@ def test_a_build_writes_only_into_its_folder_whatever_names_an_archive_has(
         path, old = (".zattrs", '"p"') if where == "zarr name" else ("B/7/.zattrs", '"0"')
         assert old in tree[path].decode()
         tree[path] = tree[path].decode().replace(old, json.dumps(name)).encode()
+    elif where == "wave":
+        tree = {"p_A01_w1.TIF": tiffs()["plain"], "p.HTD": f'"WaveName1", "{name}"\n'.encode("latin-1")}
+        pattern = ""
     elif where == "label":
         labels = tmp_path / "wells.csv"
         labels.write_text(f'well,"{name}",b\nA1,x,"{name}"\n', newline="")
@@ -790,6 +896,23 @@ def test_a_build_writes_only_into_its_folder_whatever_names_an_archive_has(
     added = snapshot(tmp_path) - before[0]
     assert all(path.startswith("deep/er/out") for path in added), added
     assert Path("/tmp/escaped").exists() == before[1]
+
+
+@pytest.mark.parametrize("where", ["folder", "plate", "channel", "experiment"])
+def test_names_that_are_not_utf_8_are_refused_before_anything_is_read(tmp_path: Path, where: str) -> None:
+    names = dict.fromkeys(("folder", "plate", "channel", "experiment"), "x") | {
+        where: "\udcff"
+    }  # as Linux may have them
+    raw = tmp_path / names["folder"]
+    tree = {f"{names['plate']}/A1_w{names['channel']}.tif": tiffs()["plain"]}
+    request = Request(pattern="{plate}/{well}_w{channel}.tif")
+    if where == "experiment":
+        tree, request = {"\udcff_A01_s1_w1.tif": tiffs()["plain"], "x.HTD": b""}, Request()
+    for path, data in tree.items():
+        (raw / path).parent.mkdir(parents=True, exist_ok=True)
+        (raw / path).write_bytes(data)
+    with held(), pytest.raises(SourceError, match=r"the name '.*\\udcff.*' is not in UTF-8; rename it"):
+        find(str(raw), request)
 
 
 MLF = """<?xml version="1.0" encoding="utf-8"?>
@@ -930,6 +1053,16 @@ def tiff_with(changes: Mapping[int, int], data: bytes | None = None) -> bytes:
     return bytes(whole) + (data or b"")
 
 
+def ome_of(times: int) -> bytes:
+    """An OME-TIFF of two pages that claims to have been imaged so often."""
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for number, image in enumerate(pixels()):
+            text = None if number else DESCRIPTIONS["ome"].replace('SizeT="1"', f'SizeT="{times}"')
+            writer.write(image, photometric="minisblack", metadata=None, description=text)
+    return buffer.getvalue()
+
+
 def zarr_2(compressor: dict[str, Any], chunk: bytes, shape: int = 64, chunks: int = 64) -> dict[str, bytes]:
     about = {
         "zarr_format": 2, "shape": [shape, shape], "chunks": [chunks, chunks], "dtype": "<u2", "compressor": compressor,
@@ -974,6 +1107,7 @@ BOMBS: dict[str, Callable[[], dict[str, bytes]]] = {
     "a TIFF that claims 2^31 x 2^31 pixels": lambda: {"A1.tif": tiff_with({256: 2**31, 257: 2**31})},
     "a TIFF that claims a strip of 4 GiB": lambda: {"A1.tif": tiff_with({279: 2**32 - 1})},
     "a TIFF that claims 2^31 rows of a strip": lambda: {"A1.tif": tiff_with({278: 2**32 - 1, 257: 2**31})},
+    "an OME-TIFF that claims 10^9 planes": lambda: {"A1.tif": ome_of(10**9)},
     "a deflated TIFF of 8 GiB": lambda: {"A1.tif": tiff_with({}, deflated(15))},
     "a table of 8 GiB": lambda: {"wells.csv.gz": deflated(31)},
     "zarr 2, gzip, 8 GiB": lambda: zarr_2({"id": "gzip", "level": 1}, deflated(31)),

@@ -27,6 +27,9 @@ def read(text: str, wells: list[tuple[str, str]] = WELLS, encoding: str = "utf-8
         (["1,000.5", "2", "3"], ["1,000.5", "2", "3"]),
         (["BRD-1,BRD-2", "", "1"], ["BRD-1,BRD-2", None, "1"]),
         (["123456789012345678901", "2", "3"], ["123456789012345678901", "2", "3"]),
+        (["1e999", "2", "3"], ["1e999", "2", "3"]),
+        (["9" * 5000, "2", "0,5"], ["9" * 5000, "2", "0,5"]),
+        (["\x1b[31m", "a\0b", "\u202e"], ["\x1b[31m", "a\0b", "\u202e"]),
     ],
 )
 def test_a_column_has_the_first_type_that_fits_all_cells(cells: list[str], expected: list[object]) -> None:

@@ -150,14 +150,14 @@ def test_tiles_are_a_grid_of_whole_squares_from_the_top_left() -> None:
     assert (cover[:16, :24] == 1).all()
     assert cover.sum() == 16 * 24
     assert plan.samples == 24 * 6
-    assert plan.payload_bytes == 24 * 6 * 2 * 8 * 8
+    assert plan.sample_bytes == 2 * 8 * 8
 
 
 def test_whole_fields_are_one_sample_each() -> None:
     plan = make_plan(archive(), Options(), "float32", (20, 30))
     assert plan.tiles == ((0, 0),)
     assert plan.tile_shape == (20, 30)
-    assert plan.payload_bytes == 24 * 2 * 20 * 30 * 4
+    assert (plan.samples, plan.sample_bytes) == (24, 2 * 20 * 30 * 4)
 
 
 def test_shards_hold_all_fields_in_order_and_no_more_than_asked() -> None:

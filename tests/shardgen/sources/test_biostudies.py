@@ -53,3 +53,40 @@ def test_a_size_other_than_the_listed_one_is_refused_and_both_are_named() -> Non
     for found in (0, 9, 11):
         with pytest.raises(SourceError, match=rf"a\.tif has {found} bytes, its archive lists it with 10"):
             require_size(Plane("a.tif", (), 10), found)
+
+
+def attributes(**values: object) -> list[dict[str, object]]:
+    return [{"name": name.replace("_", " "), "value": value, "reference": False} for name, value in values.items()]
+
+
+def test_sections_files_and_values_are_found_however_a_page_tab_nests_them() -> None:
+    component = {"type": "Study Component", "attributes": attributes(Name=None, File_List="of a table.tsv")}
+    section = {
+        "type": "Study",
+        "attributes": [*attributes(Title="Cells", Keywords=None), {"name": "License", "value": "CC0", "valqual": None}],
+        "links": {},
+        "files": [{"path": "direct.tif"}, [{"path": "a/table.tif", "attributes": {}}], {}, None],
+        "subsections": [
+            {"type": "author", "subsections": {}, "links": [{}], "files": {}, "attributes": {}},
+            [{"type": "Organism"}, [component]],
+            {"type": "Study Component", "subsections": [[{"attributes": attributes(File_List="deep.json")}]]},
+        ],
+    }
+    lists = {
+        "of a table": [
+            {"path": "b [1]/x.tif", "attributes": [{"value": "null"}]},
+            {"path": "zip", "type": "directory"},
+        ],
+        "deep": [[{"path": "c.tif", "type": "file", "attributes": {}}], {"path": "d.tif", "attributes": None}],
+    }
+    with ArchiveServer({}) as server:
+        server.tree = {
+            "/api/v1/studies/S-BIAD1": json.dumps({"section": section, "attributes": None}).encode(),
+            "/api/v1/studies/S-BIAD1/info": json.dumps({"httpLink": f"{server.url}/fire"}).encode(),
+            **{f"/files/S-BIAD1/{name}.json": json.dumps(listed).encode() for name, listed in lists.items()},
+        }
+        found = biostudies.read("S-BIAD1", Request(endpoints=Endpoints(biostudies=server.url)))
+        agents = {request.headers["user-agent"] for request in server.requests}
+    assert list(found.sizes) == ["direct.tif", "a/table.tif", "b [1]/x.tif", "c.tif", "d.tif"]
+    assert (found.title, found.licence) == ("Cells", "CC0")
+    assert all(agent.startswith("Mozilla/5.0") for agent in agents), "the archive turns away what is no browser"

@@ -154,6 +154,13 @@ def test_other_folders_and_files_are_left_alone(tmp_path: Path) -> None:
     assert planes(find(touch(tmp_path, "p_B02_s1_w1.TIF", *others), "", "p")) == {"p_B02_s1_w1.TIF"}
 
 
+def test_numbers_that_no_instrument_counts_to_are_no_numbers() -> None:
+    digits = "9" * 5000  # as a server may list them; Python makes no number of so many
+    names = [f"TimePoint_{digits}/", f"ZStep_{digits}/"]
+    names += [f"p_A01_s{digits}.tif", f"p_A01_w{digits}.tif", f"p_A01_w{digits}{HOECHST[-40:]}"]
+    assert not there(names)
+
+
 def test_two_files_for_one_plane_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"a_B02_s1_w1.TIF and b_B02_s1_w1.TIF are both plate p well B2 field 1"):
         find(touch(tmp_path, "a_B02_s1_w1.TIF", "b_B02_s1_w1.TIF"), "", "p")

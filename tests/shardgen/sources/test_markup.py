@@ -58,7 +58,7 @@ def test_only_digits_in_range_are_a_whole_number(text: str) -> None:
         whole(text, "Row", "x")
 
 
-@pytest.mark.parametrize("text", ["", "-1", "nan", "inf", "1,4", "wide"])
+@pytest.mark.parametrize("text", ["", "-1", "nan", "inf", "1,4", "wide", "1e308", "1e999", "9" * 5000])
 def test_only_numbers_of_at_least_zero_are_a_size(text: str) -> None:
     assert decimal(" 6.5E-07 ", "size", "x") == 6.5e-07
     with pytest.raises(SourceError, match=r"^x: size is .* expected a number of at least 0$"):
@@ -118,6 +118,7 @@ def test_channels_without_a_name_of_their_own_are_named_by_number() -> None:
     assert channel_names([1, 2], {1: "DAPI", 2: "Texas Red", 3: "Cy5"}) == ["DAPI", "Texas Red"]
     assert channel_names([1, 2], {1: " ", 2: "DAPI"}) == ["1", "DAPI"]
     assert channel_names([1, 2], {1: "DAPI", 2: "DAPI"}) == ["1", "2"]
+    assert channel_names([1, 2, 3], {1: "\x1b[31mDAPI", 2: "x" * 1000, 3: "\x9b31m"}) == ["1", "2", "3"]
 
 
 def test_no_other_source_parses_xml() -> None:

@@ -374,6 +374,7 @@ def test_wells_may_have_fewer_fields_and_fields_that_are_not_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = small_plate(tmp_path)
+    change(root, lambda about: about["plate"].update(field_count=2))  # the most that a well has
     change(root / "A/1", lambda about: about["well"]["images"].pop())
     shutil.rmtree(root / "A/2/0")
     assert [(field.well, field.field) for field in find(open_files(root), "").fields] == [("A1", "1"), ("A2", "2")]
@@ -524,6 +525,15 @@ def test_axes_that_the_array_does_not_have_are_refused(tmp_path: Path) -> None:
     put_image(tmp_path, random(2, 4, 6), "zcyx", "0.3", chunks=(1, 4, 6))
     with pytest.raises(SourceError, match=r"0 has shape \(2, 4, 6\), its axes are zcyx"):
         find(open_files(tmp_path), "")
+
+
+def test_a_plate_of_version_0_3_may_have_no_axes_but_y_and_x(tmp_path: Path) -> None:
+    put_plate(tmp_path, [{"path": "A/1"}], "0.3", field_count=9)
+    put_well(tmp_path / "A/1", ["0"], "0.3")
+    put_image(tmp_path / "A/1/0", random(4, 6), "yx", "0.3")
+    layout = find(open_files(tmp_path), "")
+    assert [(f.well, f.planes) for f in layout.fields] == [("A1", ((Plane("A/1/0/0"),),))]
+    np.testing.assert_array_equal(pixels_of(open_files(tmp_path), layout, layout.fields[0]), random(1, 4, 6))
 
 
 def test_a_time_and_a_channel_are_told_by_their_type(tmp_path: Path) -> None:

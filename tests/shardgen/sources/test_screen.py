@@ -5,6 +5,7 @@ from command_line import ROOT
 
 from bie_stream.errors import SourceError
 from shardgen.archive import Field, Plane, split_well
+from shardgen.sources import screen
 from shardgen.sources.screen import parse
 
 STUDY = ROOT.parent / "shared" / "data" / "idr_metadata" / "idr0036"
@@ -87,6 +88,14 @@ def test_one_channel_needs_neither_pattern_nor_name() -> None:
     names, fields = layout(well(f"Field_0 = {PREFIX}100% a;b#c=d.tif", AxisTypes="-", ChannelNames="-"))
     assert names == ["1"]
     assert fields[0].planes == ((Plane("100% a;b#c=d.tif"),),)
+
+
+def test_a_small_file_cannot_stand_for_more_planes_than_a_plate_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screen, "MOST_PLANES", 4)
+    wells = [well(f"Field_0 = {PREFIX}{k}<a,b>", k=k, Column=str(k)) for k in range(3)]
+    assert len(layout(*wells[:2])[1]) == 2
+    with pytest.raises(SourceError, match=r"p\.screen stands for more than 4 planes"):
+        layout(*wells)
 
 
 @pytest.mark.parametrize(

@@ -92,3 +92,18 @@ def test_two_files_for_one_plane_are_refused(tmp_path: Path) -> None:
     raw = touch(tmp_path / "raw", "A1_w1.tif", "A01_w1.tif")
     with pytest.raises(SourceError, match=r"A01_w1.tif and A1_w1.tif are both plate p well A1"):
         find(raw, "{well}_w{channel}.tif", plate="p")
+
+
+@pytest.mark.parametrize("z", ["99999999999", "9" * 200, "9" * 5000])
+def test_slices_that_no_instrument_counts_to_are_refused(tmp_path: Path, z: str) -> None:
+    assert [f.z for f in find(open_files(tmp_path), "{well}_z{z}.tif", listed={"A1_z000000000012.tif": 1}).fields] == [
+        12
+    ]
+    with pytest.raises(SourceError, match=r"z is '9+'; expected a whole number|a name of more than 255 characters"):
+        find(open_files(tmp_path), "{well}_z{z}.tif", listed={f"A1_z{z}.tif": 1})
+
+
+def test_names_that_no_file_can_have_are_refused_at_once(tmp_path: Path) -> None:
+    long = "x_" * 50_000  # to match it would take hours
+    with pytest.raises(SourceError, match=r"A1_x_.*_B\.tif' has a name of more than 255 characters"):
+        find(open_files(tmp_path), "{*}_{well}_{plate}_{channel}_{field}.tif", listed={f"A1_{long}B.tif": 1})
