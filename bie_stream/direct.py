@@ -7,6 +7,7 @@ of an archive of terabytes the cache would keep only what was written last.
 import errno
 import mmap
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 _STAGE = 4 * 2**20  # at once to the file: enough for a network file system to have several requests under way
@@ -16,7 +17,10 @@ _BINARY: int = getattr(os, "O_BINARY", 0)
 
 
 class DirectFile:
-    """A new file, in place of what was there: `write` as often as wanted, `finish`, `close`. It is not synced."""
+    """A new file, in place of what was there: `write` as often as wanted, `finish`, `close`. It is not synced.
+
+    While one part is on its way to the disk, the next one is filled.
+    """
 
     def __init__(self, path: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY
@@ -26,7 +30,9 @@ class DirectFile:
             if error.errno != errno.EINVAL:
                 raise
             self._file = os.open(path, flags, 0o666)  # a file system that has no such thing
-        self._stage = mmap.mmap(-1, _STAGE)  # starts at a page, as it must
+        self._stages = [mmap.mmap(-1, _STAGE) for _ in range(2)]  # each starts at a page, as it must
+        self._pool = ThreadPoolExecutor(1)
+        self._under_way: Future[None] | None = None
         self._filled = self._size = 0
 
     def write(self, data: bytes) -> None:
@@ -34,40 +40,54 @@ class DirectFile:
         view = memoryview(data)
         while view:
             taken = min(len(view), _STAGE - self._filled)
-            self._stage[self._filled : self._filled + taken] = view[:taken]
+            self._stages[0][self._filled : self._filled + taken] = view[:taken]
             self._filled += taken
             view = view[taken:]
             if self._filled == _STAGE:
-                self._flush()
+                self._send()
         self._size += len(data)
-
-    def _flush(self) -> None:
-        end = -(-self._filled // _BLOCK) * _BLOCK  # only the last part is none of whole blocks, and is cut afterwards
-        with memoryview(self._stage) as stage:
-            start = 0
-            while start < end:
-                start += self._write(stage[start:end])
-        self._filled = 0
-
-    def _write(self, part: memoryview) -> int:
-        with part:
-            try:
-                return os.write(self._file, part)
-            except OSError as error:
-                if not _DIRECT or error.errno != errno.EINVAL or not _through(self._file):
-                    raise
-                return os.write(self._file, part)
 
     def finish(self) -> None:
         """Writes what is left, so that the file holds just what it was given."""
-        self._flush()
+        self._send()
+        self._wait()
         os.ftruncate(self._file, self._size)
 
     def close(self) -> None:
         """Without `finish` the file is left as it is; more than once does no harm."""
-        if not self._stage.closed:
-            self._stage.close()
+        if self._stages:
+            self._pool.shutdown()
+            while self._stages:
+                self._stages.pop().close()
             os.close(self._file)
+
+    def _send(self) -> None:
+        self._wait()
+        end = -(-self._filled // _BLOCK) * _BLOCK  # only the last part is none of whole blocks, and is cut afterwards
+        self._under_way = self._pool.submit(_write_all, self._file, self._stages[0], end)
+        self._stages.reverse()
+        self._filled = 0
+
+    def _wait(self) -> None:
+        if self._under_way is not None:
+            self._under_way.result()
+
+
+def _write_all(file: int, stage: mmap.mmap, end: int) -> None:
+    with memoryview(stage) as view:
+        start = 0
+        while start < end:
+            with view[start:end] as part:
+                start += _write(file, part)
+
+
+def _write(file: int, part: memoryview) -> int:
+    try:
+        return os.write(file, part)
+    except OSError as error:
+        if not _DIRECT or error.errno != errno.EINVAL or not _through(file):
+            raise
+        return os.write(file, part)
 
 
 def _through(file: int) -> bool:

@@ -58,7 +58,10 @@ SAMPLE_COLUMNS = pa.schema(
     ]
 )
 _LABEL_TYPES = (pa.string(), pa.int64(), pa.float64(), pa.int32())
-REJECT_COLUMNS = pa.schema([(name, pa.string()) for name in ("plate", "well", "field", "reason")])
+REJECT_COLUMNS = pa.schema(
+    [*((name, pa.string()) for name in ("plate", "well", "field")), ("z", pa.int32()), ("t", pa.int32()),
+     ("reason", pa.string())]
+)  # fmt: skip
 
 
 class _Frozen(BaseModel):

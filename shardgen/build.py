@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -109,7 +110,7 @@ class _Written:
         self.splits: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
         self.rejected = 0
-        self._rejects: dict[str, list[dict[str, str]]] = {}
+        self._rejects: dict[str, list[dict[str, Any]]] = {}
         self._counts = [ChannelCounts(plan.dtype) for _ in plan.archive.channels]
 
     def add(self, name: str, facts: Facts) -> None:
@@ -123,7 +124,7 @@ class _Written:
             counts.merge(counted)
 
     @property
-    def rejects(self) -> list[dict[str, str]]:
+    def rejects(self) -> list[dict[str, Any]]:
         """Of all shards, in their order."""
         return [reject for name in sorted(self._rejects) for reject in self._rejects[name]]
 
@@ -186,7 +187,7 @@ def _require_visible(out: Folder, name: str, written: Facts) -> None:
         time.sleep(0.1)
 
 
-def _hold(rejects: list[dict[str, str]], max_rejects: int, before: int = 0) -> None:
+def _hold(rejects: list[dict[str, Any]], max_rejects: int, before: int = 0) -> None:
     """Holds fields that cannot be read, and how many there were before them, to what is allowed."""
     count = before + len(rejects)
     if rejects and count > max_rejects:
@@ -250,12 +251,12 @@ def _write_samples(plan: Plan, root: Path, max_rejects: int, name: str, shard: S
     counts = [ChannelCounts(plan.dtype) for _ in plan.archive.channels]
     splits: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
-    rejects: list[dict[str, str]] = []
+    rejects: list[dict[str, Any]] = []
     with ShardWriter(root, name, plan.schema, plan.options.codec) as writer:
         for planned, read in _read(plan, shard):
             if isinstance(read, SourceError):
-                field = planned.field
-                rejects.append({"plate": field.plate, "well": field.well, "field": field.field, "reason": str(read)})
+                place = dict(zip(("plate", "well", "field", "z", "t"), planned.field.place, strict=True))
+                rejects.append({**place, "reason": str(read)})
                 _hold(rejects, max_rejects)
             else:
                 for sample in samples(plan, *read):
