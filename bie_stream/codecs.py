@@ -124,6 +124,12 @@ def _encode_npy(pixels: Pixels) -> tuple[bytes, memoryview]:
     return header.getvalue(), pixels.data
 
 
+def npy_begin(payload: memoryview, expected: Form) -> int:
+    """Where in an npy its pixels begin, in bytes; raises as `decode`."""
+    pixels = decode(payload, "npy", expected)
+    return len(payload) - pixels.nbytes
+
+
 def _decode_npy(payload: memoryview, expected: Form | None) -> Pixels:
     start = 10 + int.from_bytes(payload[8:10], "little")
     shape, dtype = _npy_header(bytes(payload[:start]))

@@ -3,106 +3,128 @@
 Payloads go in through `external_source` without a copy: npy as bytes, decoded here by DALI; other codecs as pixels,
 decoded in the threads that fetch (see `_inputs`). Every random choice comes in as a per-sample
 argument, so DALI draws nothing itself. Equal bits for crop, turn, mirror and dataset normalisation; per-image
-normalisation sums in another order (see tests/bie_stream/test_loader.py for the tolerance).
+normalisation sums in another order, and rotation and scale take their places in float32 (see
+tests/bie_stream/test_loader.py for the tolerances). What comes out is a torch tensor without a copy; DALI has no
+bfloat16, so torch casts.
 """
 
+import contextlib
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
-from nvidia.dali.plugin.pytorch import feed_ndarray
 
-from bie_stream import codecs
+from bie_stream import affine, codecs, finish
 from bie_stream.normalise import IMAGE_VARIANCE_FLOOR
-from bie_stream.work import Fetch, Images, Settings, Work, ahead
+from bie_stream.work import Fetch, Images, Piece, Settings, Times, Work, ahead
 
-Inputs = list[codecs.Pixels]
+Inputs = dict[str, list[codecs.Pixels]]
+_FLAGS = ("swap", "flip_y", "flip_x")
 
 
-def images(steps: range, fetch: Fetch, settings: Settings) -> Images:
+def images(steps: Sequence[int], fetch: Fetch, settings: Settings, times: Times) -> Images:
     """Each batch of work with its images [B, C, Y, X] on the device, in order."""
     depth = min(settings.prefetch_batches + 1, len(steps))
-    if not depth:
-        return
-    pipeline = _pipeline(settings, depth)
+    pipeline: Pipeline | None = None
 
     def prepare(step: int) -> tuple[Work, Inputs]:
         work = fetch(step)
-        return work, _inputs(work, settings)
+        with times.busy("decode"):
+            return work, _inputs(work.pieces[0], settings)
 
     inside: deque[tuple[Work, Inputs]] = deque()  # DALI reads inputs where they lie: they are kept until they are out
-    for work, inputs in ahead(prepare, steps, settings.threads, settings.prefetch_batches):
-        _feed(pipeline, work, inputs)
-        inside.append((work, inputs))
-        if len(inside) == depth:
-            pipeline.schedule_run()  # the first call runs all `depth` batches that were fed, each later call one
-            yield inside[0][0], _take(pipeline, settings)
-            inside.popleft()
-    while inside:
-        yield inside[0][0], _take(pipeline, settings)
+    with contextlib.closing(ahead(prepare, steps, settings)) as prepared:
+        for work, inputs in prepared:
+            pipeline = pipeline or _pipeline(settings, depth, resamples=work.pieces[0].view.matrix is not None)
+            for name, values in inputs.items():
+                pipeline.feed_input(name, values)
+            inside.append((work, inputs))
+            if len(inside) == depth:
+                pipeline.schedule_run()  # the first call runs all `depth` batches that were fed, each later call one
+                yield inside[0][0], _take(pipeline, inside[0][0], settings)
+                inside.popleft()
+    while pipeline is not None and inside:
+        yield inside[0][0], _take(pipeline, inside[0][0], settings)
         inside.popleft()
 
 
-def _inputs(work: Work, settings: Settings) -> Inputs:
-    """What goes into the pipeline: bytes of npy, [C, Y, X] pixels of other codecs.
+def _inputs(piece: Piece, settings: Settings) -> Inputs:
+    """What goes into the pipeline: bytes of npy or [C, Y, X] pixels of other codecs, and what is done with them.
 
     DALI on a CPU has no Blosc2, decodes HTJ2K by the same OpenJPEG with a line on stderr for every image, and
     deflated TIFF no faster than tifffile.
     """
-    if settings.codec == "npy":
-        return [np.frombuffer(payload, np.uint8) for payload in work.payloads]
-    decoded = (codecs.decode(p, settings.codec, form) for p, form in zip(work.payloads, work.forms, strict=True))
-    return [np.ascontiguousarray(pixels) for pixels in decoded]
+    kind, view = settings.kinds[0], piece.view
+    views = len(piece.rows) // len(piece.payloads)
+    if kind.codec == "npy":
+        pixels = [np.frombuffer(payload, np.uint8) for payload in piece.payloads]
+    else:
+        forms = (codecs.Form(tuple(shape), kind.dtype) for shape in piece.shapes[::views].tolist())
+        decoded = (codecs.decode(p, kind.codec, form) for p, form in zip(piece.payloads, forms, strict=True))
+        pixels = [np.ascontiguousarray(each) for each in decoded]
+    inputs: Inputs = {"payload": [each for each in pixels for _ in range(views)]}
+    if view.matrix is None:
+        inputs["corner"] = list(np.stack([view.top, view.left], axis=1).astype(np.int32))
+        return inputs | {name: list(getattr(view, name).astype(np.int32)) for name in _FLAGS}
+    about = affine.centre(view, settings.crop)
+    corner, size = affine.window(view.matrix, about, piece.shapes[:, 1:], settings.crop)
+    matrix = affine.dali_matrix(view.matrix, about, corner, settings.crop)
+    return inputs | {
+        "corner": list(corner.astype(np.int32)),
+        "size": list(size.astype(np.int32)),
+        "matrix": list(matrix),
+    }
 
 
-def _feed(pipeline: Pipeline, work: Work, inputs: Inputs) -> None:
-    view = work.view
-    pipeline.feed_input("payload", inputs)
-    pipeline.feed_input("corner", list(np.stack([view.top, view.left], axis=1).astype(np.int32)))
-    for name in ("swap", "flip_y", "flip_x"):
-        pipeline.feed_input(name, list(getattr(view, name).astype(np.int32)))
-
-
-def _take(pipeline: Pipeline, settings: Settings) -> torch.Tensor:
+def _take(pipeline: Pipeline, work: Work, settings: Settings) -> torch.Tensor:
     (output,) = pipeline.share_outputs()
-    batch = torch.empty(output.as_tensor().shape(), dtype=torch.float32, device=settings.device)
-    feed_ndarray(output.as_tensor(), batch)
+    shared = torch.utils.dlpack.from_dlpack(output.as_tensor())  # DALI's own memory, which it writes to again after the release
+    batch = shared.to(settings.dtype, copy=True) if not settings.finished else shared.clone()
+    if batch.is_cuda:
+        torch.cuda.current_stream().synchronize()
     pipeline.release_outputs()
-    return batch.to(settings.dtype)
+    return finish.apply(batch, work.pieces[0].view).to(settings.dtype) if settings.finished else batch
 
 
-def _pipeline(settings: Settings, depth: int) -> Pipeline:
+def _pipeline(settings: Settings, depth: int, resamples: bool) -> Pipeline:
     on_gpu = settings.device.type == "cuda"
-    height, width = settings.crop
+    kind, (height, width) = settings.kinds[0], settings.crop
+
+    def argument(name: str, dtype: Any, ndim: int) -> Any:
+        return fn.external_source(name=name, dtype=dtype, ndim=ndim)
 
     @pipeline_def(  # type: ignore[untyped-decorator]  # DALI has no types
-        batch_size=settings.batch_size,
+        batch_size=settings.images,
         num_threads=settings.threads,
         device_id=(settings.device.index or 0) if on_gpu else None,
         prefetch_queue_depth=depth,
         enable_conditionals=True,
     )
     def graph() -> Any:
-        encoded = settings.codec == "npy"
+        encoded = kind.codec == "npy"
         x = fn.external_source(name="payload", ndim=1 if encoded else 3, no_copy=True)
-        corner = fn.external_source(name="corner", dtype=types.INT32, ndim=1)
-        swap = fn.external_source(name="swap", dtype=types.INT32, ndim=0)
-        flip_y = fn.external_source(name="flip_y", dtype=types.INT32, ndim=0)
-        flip_x = fn.external_source(name="flip_x", dtype=types.INT32, ndim=0)
+        corner = argument("corner", types.INT32, 1)
         if encoded:
             x = fn.decoders.numpy(x)
-        x = fn.slice(x, corner, [height, width], axes=[1, 2])
-        x = fn.cat(*[x[c : c + 1] for c in settings.channels], axis=0)
+        x = fn.slice(x, corner, argument("size", types.INT32, 1) if resamples else [height, width], axes=[1, 2])
+        x = fn.cat(*[x[c : c + 1] for c in kind.channels.tolist()], axis=0)
+        matrix = argument("matrix", types.FLOAT, 2) if resamples else None
+        swap, flip_y, flip_x = (None if resamples else argument(name, types.INT32, 0) for name in _FLAGS)
         if on_gpu:
             x = x.gpu()
-        if swap != 0:
-            x = fn.transpose(x, perm=[0, 2, 1])
-        x = fn.flip(fn.reshape(x, layout="CHW"), vertical=flip_y, horizontal=flip_x)
-        x = fn.cast(x, dtype=types.FLOAT)
-        x = (x - types.Constant(settings.normalisation.shift)) * types.Constant(settings.normalisation.scale)
-        if settings.normalisation.per_image:
+        if matrix is not None:
+            x = fn.expand_dims(fn.reshape(fn.cast(x, dtype=types.FLOAT), layout="FHW"), axes=3, new_axis_names="C")
+            x = fn.squeeze(fn.warp_affine(x, matrix=matrix, size=(height, width)), axes=3)
+        else:
+            if swap != 0:
+                x = fn.transpose(x, perm=[0, 2, 1])
+            x = fn.flip(fn.reshape(x, layout="CHW"), vertical=flip_y, horizontal=flip_x)
+            x = fn.cast(x, dtype=types.FLOAT)
+        x = (x - types.Constant(kind.normalisation.shift)) * types.Constant(kind.normalisation.scale)
+        if kind.normalisation.per_image:
             x = fn.normalize(x, axes=[1, 2], epsilon=IMAGE_VARIANCE_FLOOR)
         return x
 

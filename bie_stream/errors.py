@@ -54,6 +54,12 @@ def nearest(word: str, known: list[str]) -> str:
     return f"{hint}known: {', '.join(shown)}{', …' if len(shown) < len(known) else ''}"
 
 
+def printable(text: str) -> str:
+    """Text as a terminal may see it: what could command it is written out, as in `\\x1b[2J`. Names in archives hold
+    whatever someone put there."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 @contextlib.contextmanager
 def one_line_errors(quiet: bool = False) -> Iterator[None]:
     """Around a command: what is for the user ends it with one line on stderr and exit code 1, without a trace.
@@ -70,5 +76,5 @@ def one_line_errors(quiet: bool = False) -> Iterator[None]:
     else:
         return
     if not quiet:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(1)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from bie_stream.atomic import PARTIAL, atomic_file
 from bie_stream.errors import BieStreamError, DatasetError
+from bie_stream.patience import Patience, again, aside, http_status, said
 
 
 class Folder(Protocol):
@@ -116,31 +117,54 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """In an object store, through fsspec, which tries again what a store refuses for a while."""
+    """In an object store or on a web server, through fsspec.
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    What is read is asked for again while it fails for a reason that passes, and never waited for without an end. To
+    read takes no listing: of a web server only that it knows `HEAD` and ranges of bytes.
+    """
+
+    def __init__(self, url: str, patience: Patience = Patience()) -> None:  # noqa: B008 - it is frozen
+        self.url, self.patience = url, patience
 
     def __str__(self) -> str:
         return self.url
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        with self._store(path) as (store, where):
-            end = None if size is None else offset + size
-            data: bytes = store.cat_file(where, start=offset, end=end) if offset or size else store.cat_file(where)
-            return data
+        part = {} if not offset and size is None else {"start": offset, "end": None if size is None else offset + size}
+        data: bytes = self._patiently("cat_file", path, **part)
+        return data
+
+    def fetch(self, path: str, offset: int, size: int, limit_s: float) -> bytes:
+        """`size` bytes of a file from `offset` on, or what came of them, by one request that is not made again.
+
+        Raises:
+            TimeoutError: they did not come in so many seconds.
+            Exception: what the library of the store raises.
+        """
+        store, where = self._place(path)
+        data: bytes = _ask(store, "cat_file", where, limit_s, start=offset, end=offset + size)
+        return data
 
     def size(self, path: str) -> int | None:
-        with contextlib.suppress(FileNotFoundError), self._store(path) as (store, where):
-            return int(store.size(where))
-        return None
+        try:
+            size = self._patiently("size", path)
+        except FileNotFoundError:
+            return None
+        if size is None:
+            raise DatasetError(f"{self.url}/{path}: the server does not say how long it is, as it must when asked HEAD")
+        return int(size)
 
     def names(self, folder: str) -> list[str]:
-        with contextlib.suppress(FileNotFoundError), self._store(folder) as (store, where):
-            found = store.ls(where, detail=True)
-            entries = ((entry["name"].rstrip("/").rpartition("/")[2], entry["type"]) for entry in found)
-            return sorted(name + "/" * (kind == "directory") for name, kind in entries)
-        return []
+        try:
+            found = self._patiently("ls", folder, detail=True)
+        except FileNotFoundError:
+            return []
+        except DatasetError as error:
+            if self.url.startswith("http") and 400 <= (http_status(error.__cause__ or error) or 0) < 500:
+                return []  # a web server need not list its folders
+            raise
+        entries = ((entry["name"].rstrip("/").rpartition("/")[2], entry["type"]) for entry in found)
+        return sorted(name + "/" * (kind == "directory") for name, kind in entries)
 
     def write(self, path: str, data: bytes) -> None:
         with self._store(path) as (store, where):
@@ -165,17 +189,47 @@ class RemoteFolder:
                 store.get_file(where, str(fetched))
             yield fetched
 
+    def _patiently(self, call: str, path: str, **given: Any) -> Any:
+        with self._store(path) as (store, where):
+            return again(lambda limit_s: _ask(store, call, where, limit_s, **given), self.patience)
+
     @contextlib.contextmanager
     def _store(self, path: str) -> Iterator[tuple[Any, str]]:
         """fsspec's file system and the path in it; what goes wrong there becomes an error for the user."""
         try:
-            store, root = _file_system(self.url)
-            yield store, f"{root.rstrip('/')}/{path}".rstrip("/")
+            yield self._place(path)
         except (BieStreamError, FileNotFoundError):
             raise
         except Exception as error:  # stores raise what their libraries raise
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise DatasetError(f"{self.url}/{path}: {said}; see the credentials and endpoint of this store") from error
+            raise DatasetError(
+                f"{self.url}/{path}: {said(error)}; see the credentials and endpoint of this store"
+            ) from error
+
+    def _place(self, path: str) -> tuple[Any, str]:
+        store, root = _file_system(self.url)
+        return store, f"{root.rstrip('/')}/{path}".rstrip("/")
+
+
+def _ask(store: Any, call: str, where: str, limit_s: float, **given: Any) -> Any:
+    """One call of fsspec, given up after so many seconds."""
+    ask = functools.partial(getattr(store, call), where, **given)
+    try:
+        # An asynchronous store also gives up its connection; another one is left to itself.
+        return ask(timeout=limit_s) if store.async_impl else aside(ask).result(limit_s)
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer in {limit_s:g} s") from error
+    except FileNotFoundError as error:
+        if (trouble := _masked(error, store)) is not None:
+            raise trouble from trouble.__cause__
+        raise
+
+
+def _masked(error: FileNotFoundError, store: Any) -> Exception | None:
+    """What went wrong: of whatever does with the size of a file of a web server, fsspec says that it is not there."""
+    cause = error.__cause__
+    if "https" not in store.protocol or isinstance(cause, FileNotFoundError) or not isinstance(cause, Exception):
+        return None
+    return None if http_status(cause) in (404, 410) else cause
 
 
 @functools.cache

@@ -1,31 +1,107 @@
-"""CPU back end, for any platform: decode, crop, turn, normalise and cast in NumPy, one thread a batch."""
+"""CPU back end, for any platform: crop, turn, normalise and cast in one compiled pass, one thread a batch.
+
+Batches are written into memory that is used again: new memory would take as long as the pass itself.
+"""
+
+import sys
+import threading
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from bie_stream import codecs, normalise
-from bie_stream.work import Fetch, Images, Settings, Work, ahead
+from bie_stream import affine, codecs, finish, normalise
+from bie_stream.kernels import crop_into
+from bie_stream.work import Fetch, Images, Kind, Piece, Settings, Times, Work, ahead, on_device
 
 
-def images(steps: range, fetch: Fetch, settings: Settings) -> Images:
+def images(steps: Sequence[int], fetch: Fetch, settings: Settings, times: Times, slabs: "Slabs") -> Images:
     """Each batch of work with its images [B, C, Y, X] on the device, in order."""
 
     def prepare(step: int) -> tuple[Work, torch.Tensor]:
         work = fetch(step)
-        return work, _images(work, settings)
+        slab = slabs.take(len(settings.kinds[work.pieces[0].dataset].channels))
+        for piece in work.pieces:
+            kind = settings.kinds[piece.dataset]
+            with times.busy("decode"):
+                decoded = _decoded(piece, kind)
+            with times.busy("transform"):
+                _write(piece, kind, decoded, slab.numpy())
+        with times.busy("transform"):
+            batch = _finished(work, slab, settings)
+        with times.busy("copy"):
+            return work, on_device(batch, settings.device)
 
-    for work, batch in ahead(prepare, steps, settings.threads, settings.prefetch_batches):
-        yield work, batch.to(settings.device, non_blocking=True)
+    yield from ahead(prepare, steps, settings)
 
 
-def _images(work: Work, settings: Settings) -> torch.Tensor:
-    slab = np.empty((len(work.ids), len(settings.channels), *settings.crop), np.float32)
-    channels, (height, width), view = list(settings.channels), settings.crop, work.view
-    for i, (payload, form) in enumerate(zip(work.payloads, work.forms, strict=True)):
-        top, left = view.top[i], view.left[i]
-        image = codecs.decode(payload, settings.codec, form)[channels, top : top + height, left : left + width]
-        if view.swap[i]:
-            image = image.transpose(0, 2, 1)
-        image = image[:, :: -1 if view.flip_y[i] else 1, :: -1 if view.flip_x[i] else 1]
-        normalise.apply(image, settings.normalisation, out=slab[i])
-    return torch.from_numpy(slab).to(settings.dtype)
+def _decoded(piece: Piece, kind: Kind) -> list[codecs.Pixels]:
+    """Pixels [C, Y, X] for each image, where payloads are given; those of the same sample are the same."""
+    if not piece.payloads:
+        return []
+    views = len(piece.rows) // len(piece.payloads)
+    forms = (codecs.Form(tuple(shape), kind.dtype) for shape in piece.shapes[::views].tolist())
+    decoded = (codecs.decode(payload, kind.codec, form) for payload, form in zip(piece.payloads, forms, strict=True))
+    return [pixels for each in decoded for pixels in [np.ascontiguousarray(each)] * views]
+
+
+def _write(piece: Piece, kind: Kind, decoded: list[codecs.Pixels], slab: npt.NDArray[np.generic]) -> None:
+    by, view = kind.normalisation, piece.view
+    shift, scale = by.shift[:, 0, 0], by.scale[:, 0, 0]
+    if view.matrix is not None:
+        about = affine.centre(view, (slab.shape[2], slab.shape[3]))
+        for pixels, row, matrix, centre in zip(decoded, piece.rows, view.matrix, about, strict=True):
+            affine.sample(pixels, kind.channels, matrix, centre, shift, scale, slab[row])
+            if by.per_image:
+                normalise.standardise(slab[row])
+        return
+    addresses = piece.addresses
+    if addresses is None:
+        addresses = np.array([pixels.ctypes.data for pixels in decoded], np.int64)
+    each = (len(piece.rows), len(kind.channels))
+    crop_into(
+        addresses, piece.shapes, np.empty(0, kind.dtype), kind.channels, view.top, view.left, view.swap, view.flip_y,
+        view.flip_x, np.broadcast_to(shift, each), np.broadcast_to(scale, each), by.per_image, piece.rows, slab,
+    )  # fmt: skip
+
+
+def _finished(work: Work, slab: torch.Tensor, settings: Settings) -> torch.Tensor:
+    if slab.dtype != torch.float32:
+        return slab.view(torch.bfloat16)
+    if settings.finished and len(work.pieces) == 1:
+        finish.apply(slab, work.pieces[0].view)
+    elif settings.finished:
+        for piece in work.pieces:
+            slab[piece.rows] = finish.apply(slab[piece.rows], piece.view)
+    return slab.to(settings.dtype)
+
+
+class Slabs:
+    """Memory for batches: what nobody holds any more is given out again. It is pinned where it goes to a GPU."""
+
+    def __init__(self, settings: Settings) -> None:
+        in_16_bits = settings.dtype == torch.bfloat16 and not settings.finished
+        self._dtype = torch.uint16 if in_16_bits else torch.float32  # the bits of bfloat16, which NumPy does not have
+        self._images, self._crop = settings.images, settings.crop
+        self._pinned = settings.device.type == "cuda"
+        self._all: list[npt.NDArray[np.generic]] = []
+        self._lock = threading.Lock()
+
+    def take(self, channels: int) -> torch.Tensor:
+        """[B, C, Y, X], with what an earlier batch left in it."""
+        shape = (self._images, channels, *self._crop)
+        with self._lock:
+            for number in range(len(self._all)):
+                if self._all[number].shape == shape and _holders(self._all, number) == _NOBODY:
+                    return torch.from_numpy(self._all[number])
+            self._all.append(torch.empty(shape, dtype=self._dtype, pin_memory=self._pinned).numpy())
+            return torch.from_numpy(self._all[-1])
+
+
+def _holders(memories: list[npt.NDArray[np.generic]], number: int) -> int:
+    """How many hold this memory: a tensor made of it counts, for as long as it or a part of it lives."""
+    return sys.getrefcount(memories[number])
+
+
+_NOBODY = _holders([np.empty(0)], 0)

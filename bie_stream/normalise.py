@@ -54,11 +54,16 @@ def normalisation(
     return Normalisation(shift, scale, per_image=kind == "image")
 
 
+def standardise(image: npt.NDArray[np.float32]) -> None:
+    """Brings each channel of one [C, Y, X] image to mean 0 and variance 1, in place."""
+    image -= image.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
+    image /= np.sqrt(np.square(image).mean(axis=(1, 2), keepdims=True, dtype=np.float64) + IMAGE_VARIANCE_FLOOR)
+
+
 def apply(pixels: npt.NDArray[np.generic], by: Normalisation, out: npt.NDArray[np.float32]) -> None:
     """Normalises one [C, Y, X] image into `out`, float32."""
     np.copyto(out, pixels, casting="same_kind" if pixels.dtype.kind == "f" else "safe")
     out -= by.shift
     out *= by.scale
     if by.per_image:
-        out -= out.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
-        out /= np.sqrt(np.square(out).mean(axis=(1, 2), keepdims=True, dtype=np.float64) + IMAGE_VARIANCE_FLOOR)
+        standardise(out)

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Annotated, Any, Literal, Self
 
 import google_crc32c
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -34,6 +35,7 @@ from bie_stream.folder import Folder, Location, folder_at
 MANIFEST = "dataset.json"
 REJECTS = "rejects.parquet"
 SHARDS = "shards"
+LARGEST_TABLE_BYTES = 2**30  # of a shard, unpacked
 _BLOCK = 512
 _PIECE = 2**18  # stays in the processor's cache while it is checksummed, hashed and written
 _TABLES_AT_ONCE = 16
@@ -279,8 +281,11 @@ def read_manifest(dataset: Location) -> Manifest:
         raise DatasetError(f"{folder}/{MANIFEST} is not a manifest of version 1: {where}: {first['msg']}") from error
 
 
-def read_table(dataset: Location, manifest: Manifest) -> pa.Table:
+def read_table(dataset: Location, manifest: Manifest, columns: Sequence[str] | None = None) -> pa.Table:
     """One row per sample of the whole dataset, in order; a column `shard` (int32) numbers the manifest's shards.
+
+    Args:
+        columns: only these, besides `shard`.
 
     Raises:
         DatasetError: a shard is missing, cut short, or disagrees with the manifest.
@@ -288,14 +293,13 @@ def read_table(dataset: Location, manifest: Manifest) -> pa.Table:
     folder = folder_at(dataset)
     try:
         with ThreadPoolExecutor(_TABLES_AT_ONCE) as pool:  # of a store each one is a request
-            return pa.concat_tables(
-                pool.map(lambda number: _table(folder, number, manifest), range(len(manifest.shards)))
-            )
+            numbers = range(len(manifest.shards))
+            return pa.concat_tables(pool.map(lambda number: _table(folder, number, manifest, columns), numbers))
     except pa.ArrowInvalid as error:  # no shard at all, or label columns of different types
         raise DatasetError(f"the tables of {folder} do not make one: {error}") from error
 
 
-def _table(folder: Folder, number: int, manifest: Manifest) -> pa.Table:
+def _table(folder: Folder, number: int, manifest: Manifest, columns: Sequence[str] | None) -> pa.Table:
     shard = manifest.shards[number]
     tar, found = f"{folder}/{shard_file(shard.name)}", folder.size(shard_file(shard.name))
     if found != shard.bytes:
@@ -304,14 +308,19 @@ def _table(folder: Folder, number: int, manifest: Manifest) -> pa.Table:
             f"shard {tar} {state}, the manifest says {shard.bytes} bytes; "
             "copy it again, or run the same `shardgen build` again"
         )
-    table = read_shard_table(folder, shard.name, manifest)
+    table = read_shard_table(folder, shard.name, manifest, columns)
     if table.num_rows != shard.samples:
         raise DatasetError(f"table of {tar} has {table.num_rows} rows, the manifest says {shard.samples}")
-    return table.append_column(pa.field("shard", pa.int32()), pa.array([number] * len(table), pa.int32()))
+    return table.append_column(pa.field("shard", pa.int32()), pa.array(np.full(len(table), number, np.int32)))
 
 
-def read_shard_table(dataset: Location, name: str, manifest: Manifest) -> pa.Table:
+def read_shard_table(
+    dataset: Location, name: str, manifest: Manifest, columns: Sequence[str] | None = None
+) -> pa.Table:
     """The table of one shard, its columns as they must be.
+
+    Args:
+        columns: only these.
 
     Raises:
         DatasetError: it cannot be read, or has other columns than the manifest says.
@@ -319,26 +328,42 @@ def read_shard_table(dataset: Location, name: str, manifest: Manifest) -> pa.Tab
     folder = folder_at(dataset)
     path = f"{folder}/{shard_file(name, '.parquet')}"
     try:
-        data = folder.read(shard_file(name, ".parquet"))
-        table = pq.read_table(pa.BufferReader(data)).replace_schema_metadata()
+        file = pq.ParquetFile(pa.BufferReader(folder.read(shard_file(name, ".parquet"))))
+        _require_small(file.metadata, path)
+        _require_columns(file.schema_arrow, path, manifest)
+        table = file.read(columns=columns, use_threads=False).replace_schema_metadata()
     except (OSError, pa.ArrowException, ValueError) as error:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"table {path} cannot be read: {error}") from error
+    for field, column in zip(table.schema, table.columns, strict=True):
+        empty = column.null_count or (field.name == "shape" and pc.list_flatten(column).null_count)
+        if field.name in SAMPLE_COLUMNS.names and empty:
+            raise DatasetError(f"table {path}: column {field.name!r} lacks a value")
+    return table
+
+
+def _require_small(about: pq.FileMetaData, path: str) -> None:
+    """A megabyte can stand for gigabytes of one value."""
+    packed = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
+    if (claimed := max(packed, 8 * about.num_rows * about.num_columns)) > LARGEST_TABLE_BYTES:
+        raise DatasetError(
+            f"table {path} claims {claimed / 2**20:.0f} MiB; that of a shard may have {LARGEST_TABLE_BYTES >> 20} MiB"
+        )
+
+
+def _require_columns(schema: pa.Schema, path: str, manifest: Manifest) -> None:
     by_options = {"object": ("objects", "masks"), "fold": ("folds",)}
     more = [name for name, options in by_options.items() if any(manifest.options.get(option) for option in options)]
     names = [*SAMPLE_COLUMNS.names, *more, *manifest.labels]
-    if table.column_names != names or len(set(names)) < len(names):
+    if schema.names != names or len(set(names)) < len(names):
         raise DatasetError(
-            f"table {path} has other columns than the manifest says: {', '.join(table.column_names)}; "
+            f"table {path} has other columns than the manifest says: {', '.join(schema.names)}; "
             "copy it again, or run the same `shardgen build` again"
         )
-    for field, column in zip(table.schema, table.columns, strict=True):
+    for field in schema:
         own = field.name in SAMPLE_COLUMNS.names
         known = (SAMPLE_COLUMNS.field(field.name).type,) if own else _LABEL_TYPES
         if field.type not in known:
             expected = " or ".join(map(str, known))
             raise DatasetError(f"table {path}: column {field.name!r} is {field.type}, expected {expected}")
-        if own and (column.null_count or (field.name == "shape" and pc.list_flatten(column).null_count)):
-            raise DatasetError(f"table {path}: column {field.name!r} lacks a value")
-    return table

@@ -1,24 +1,45 @@
 """What passes between the loader and a back end, and how it is run ahead in threads.
 
-loader                    back end
-ids, view ── fetch(step) ──▶ Work ── decode, crop, turn, normalise, cast ──▶ images
-             (in threads)            (native: same threads; DALI: its own)
+loader                        back end
+ids, views ── fetch(step) ──▶ Work ── decode, crop, turn, normalise, cast ──▶ images
+                 (in threads)         (native: same threads; DALI: its own)
 """
 
 import itertools
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotInTime
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from bie_stream.augment import View
-from bie_stream.codecs import Codec, Form
+from bie_stream.codecs import Codec, Dtype
+from bie_stream.errors import DatasetError
 from bie_stream.normalise import Normalisation
+
+Stage = Literal["read", "decode", "transform", "copy"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What all samples of one dataset have in common.
+
+    Attributes:
+        channels: [C] int64, indices into the stored channels, in the order wanted.
+    """
+
+    codec: Codec
+    dtype: Dtype
+    channels: npt.NDArray[np.int64]
+    normalisation: Normalisation
 
 
 @dataclass(frozen=True)
@@ -26,40 +47,81 @@ class Settings:
     """What is the same for every batch.
 
     Attributes:
-        batch_size: samples of this rank in one batch.
-        codec: of the payloads.
-        channels: indices into the stored channels, in the order wanted.
+        kinds: of each dataset.
+        images: of this rank in one batch.
         crop: height and width of the images, in pixels.
+        finished: whether `bie_stream.finish` has anything to do.
+        prefetch_batches: prepared ahead of the one in use, besides the one in each thread.
+        timeout_s: for a batch to come; longer, and waiting for it ends.
     """
 
-    batch_size: int
-    codec: Codec
-    channels: tuple[int, ...]
+    kinds: tuple[Kind, ...]
+    images: int
     crop: tuple[int, int]
-    normalisation: Normalisation
+    finished: bool
     dtype: torch.dtype
     device: torch.device
     threads: int
     prefetch_batches: int
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The samples of one dataset in a batch: N images.
+
+    Attributes:
+        dataset: its number.
+        rows: [N] int64, where the images stand in the batch.
+        shapes: [N, 3] int64, C, Y, X of each sample as it is stored.
+        payloads: N encoded samples; empty where there are addresses.
+        addresses: [N] int64, where in memory the pixels lie as they are.
+        view: what is made of each.
+    """
+
+    dataset: int
+    rows: npt.NDArray[np.int64]
+    shapes: npt.NDArray[np.int64]
+    payloads: list[memoryview]
+    addresses: npt.NDArray[np.int64] | None
+    view: View
 
 
 @dataclass(frozen=True)
 class Work:
-    """One rank's part of a batch, before its pixels: B samples.
+    """One rank's part of a batch, before its pixels: B images.
 
     Attributes:
-        ids: [B] int64.
+        ids: [B] int64, rows of the dataset.
         valid: [B] bool, False where a row only fills up the batch.
-        payloads: B encoded images.
-        forms: what each of them must hold.
-        view: what is cut out of each.
+        dataset: [B] int64, which dataset each is of.
+        pieces: for each dataset that is in it.
+        read_bytes: that are read for it.
     """
 
     ids: npt.NDArray[np.int64]
     valid: npt.NDArray[np.bool_]
-    payloads: list[memoryview]
-    forms: list[Form]
-    view: View
+    dataset: npt.NDArray[np.int64]
+    pieces: tuple[Piece, ...]
+    read_bytes: int
+
+
+class Times:
+    """Seconds that threads were busy, by stage. Of DALI's own threads nothing is known."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[Stage, float] = {"read": 0.0, "decode": 0.0, "transform": 0.0, "copy": 0.0}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def busy(self, stage: Stage) -> Iterator[None]:
+        """Counts the time of a block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[stage] += time.perf_counter() - start
 
 
 Item = TypeVar("Item")
@@ -68,17 +130,44 @@ Fetch = Callable[[int], Work]
 Images = Iterator[tuple[Work, torch.Tensor]]
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int, depth: int) -> Iterator[Result]:
-    """`map(function, items)` in order, `depth` results ahead. Stops its threads when it is closed."""
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], settings: Settings
+) -> Generator[Result, None, None]:
+    """`map(function, items)` in order, run ahead in threads, which are stopped when it is closed.
+
+    Raises:
+        DatasetError: a result did not come in time.
+    """
     waiting = iter(items)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="bie_stream")
+    pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="bie_stream")
+    late = False
     try:
         pending: deque[Future[Result]] = deque(
-            pool.submit(function, item) for item in itertools.islice(waiting, depth + 1)
+            pool.submit(function, item)
+            for item in itertools.islice(waiting, settings.threads + settings.prefetch_batches)
         )
         while pending:
-            result = pending.popleft().result()
+            try:
+                result = pending.popleft().result(settings.timeout_s)
+            except NotInTime as error:
+                late = True
+                raise DatasetError(
+                    f"no batch came for {settings.timeout_s:g} s: the dataset's disk or server does not answer; "
+                    "see whether it can be read, or give a longer timeout_s"
+                ) from error
             pending.extend(pool.submit(function, item) for item in itertools.islice(waiting, 1))
             yield result
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=not late, cancel_futures=True)
+
+
+def on_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The batch on a device, arrived; beside what the device computes meanwhile."""
+    if device.type != "cuda":
+        return batch.to(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no type for it
+    with torch.cuda.stream(stream):
+        there = batch.to(device, non_blocking=True)
+    stream.synchronize()
+    there.record_stream(torch.cuda.default_stream(device))  # where it is used: its memory is kept until that is done
+    return there

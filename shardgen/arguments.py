@@ -34,7 +34,10 @@ class Arguments:
     """A source, what is wanted of it, and what samples should look like."""
 
     source: Annotated[
-        str, typer.Argument(help="A study (`shardgen list`), a folder, or a URL; OME-Zarr, plates, TIFFs.")
+        str,
+        typer.Argument(
+            help="A study (`shardgen list`), an accession (S-BIAD…), a folder, or a URL.", show_default=False
+        ),
     ]
     pattern: Annotated[str, _option("File names, as in '{plate}/{well}_s{field}_w{channel}.tif'.", _ABOUT)] = ""
     labels: Annotated[
@@ -44,7 +47,9 @@ class Arguments:
     study: Annotated[str | None, _option("Name of the study. Default: the folder's name.", _ABOUT)] = None
     licence: Annotated[str | None, _option("Licence of the images, recorded in the manifest.", _ABOUT)] = None
     citation: Annotated[str | None, _option("How to cite the images, recorded in the manifest.", _ABOUT)] = None
-    pixel_size_um: Annotated[float | None, _option("Side of a pixel in µm.", _ABOUT, "--pixel-size-um")] = None
+    pixel_size_um: Annotated[float | None, _option("Side of a pixel in µm.", _ABOUT, "--pixel-size-um", min=1e-6)] = (
+        None
+    )
 
     plates: Annotated[str, _option("As in '001,002'.", _WHAT)] = ""
     wells: Annotated[str, _option("As in 'A1,B12', or '001/A1' for one plate's.", _WHAT)] = ""
@@ -57,8 +62,10 @@ class Arguments:
     t: Annotated[str, _option("The same for time.", _WHAT)] = "each"
     limit: Annotated[int | None, _option("The first so many fields of these.", _WHAT, min=1)] = None
 
-    bin: Annotated[int, _option("Average squares of this many pixels on a side. Default: 1, no loss.", _SAMPLES)] = 1
-    tile: Annotated[int | None, _option("Cut fields into squares of this many pixels.", _SAMPLES)] = None
+    bin: Annotated[
+        int, _option("Average squares of this many pixels on a side. Default: 1, no loss.", _SAMPLES, min=1, max=64)
+    ] = 1
+    tile: Annotated[int | None, _option("Cut fields into squares of this many pixels.", _SAMPLES, min=1)] = None
     objects: Annotated[
         Path | None,
         _option("Cut around objects: a CSV or Parquet of `well`, `field`, `y`, `x` in pixels, and labels.", _SAMPLES),
@@ -77,19 +84,22 @@ class Arguments:
         str, _option("What may not stand on two sides: well (default), plate, or a label column.", _SAMPLES)
     ] = "well"
     stratify_by: Annotated[str | None, _option("A label column that all splits should have alike.", _SAMPLES)] = None
-    folds: Annotated[int | None, _option("Deal into this many folds too: column `fold`.", _SAMPLES)] = None
+    folds: Annotated[int | None, _option("Deal into this many folds too: column `fold`.", _SAMPLES, min=2)] = None
     split_seed: Annotated[int, _option("Another number deals the groups differently.", _SAMPLES)] = 0
     codec: Annotated[
         str, _option("npy (as it is, default), tif, jph, blosc2, or auto: measured on the pixels. Lossless.", _SAMPLES)
     ] = "npy"
-    shard_mb: Annotated[int, _option("About how large a shard is, in MiB. Default: 256.", _SAMPLES)] = 256
+    shard_mb: Annotated[int, _option("About how large a shard is, in MiB. Default: 256.", _SAMPLES, min=1)] = 256
 
     endpoint: Annotated[list[str], _option("NAME=URL, see shardgen/README.md; may be repeated.", _SERVER)] = (
         dataclasses.field(default_factory=list)
     )
     connections: Annotated[int, _option("At once to one host, from one process. Default: 8.", _SERVER, min=1)] = 8
     timeout_s: Annotated[
-        float, _option("Without a byte, after which a connection is tried anew. Default: 30.", _SERVER, "--timeout-s")
+        float,
+        _option(
+            "Without a byte, after which a connection is tried anew. Default: 30.", _SERVER, "--timeout-s", min=0.1
+        ),
     ] = 30.0
 
     def request(self, raw: Path | None = None) -> Request:
@@ -105,7 +115,7 @@ class Arguments:
                 z=self.z, t=self.t, limit=self.limit,
             )  # fmt: skip
         except ValidationError as error:
-            raise SourceError("; ".join(f"--{fault['loc'][0]}: {fault['msg']}" for fault in error.errors())) from error
+            raise SourceError("; ".join(f"--{fault['loc'][0]}: {_said(fault)}" for fault in error.errors())) from error
         return Request(
             pattern=self.pattern, labels=self.labels, plate=self.plate, study=self.study, licence=self.licence,
             citation=self.citation, pixel_size_um=self.pixel_size_um, objects=self.objects, masks=self.masks,
@@ -131,9 +141,8 @@ class Arguments:
                 stratify_by=self.stratify_by, folds=self.folds, split_seed=self.split_seed,
                 shard_bytes=self.shard_mb * 2**20, codec=chosen,
             )  # fmt: skip
-        except ValueError as error:
-            said = f"--split {self.split} --folds {self.folds} --bin {self.bin} --tile {self.tile}"
-            raise SourceError(f"{said} --shard-mb {self.shard_mb}: {error}") from error
+        except ValidationError as error:
+            raise SourceError(f"--split {self.split}: {'; '.join(map(_said, error.errors()))}") from error
 
 
 def takes_arguments(command: Callable[..., None]) -> Callable[..., None]:
@@ -170,11 +179,22 @@ def _words(text: str) -> tuple[str, ...] | None:
     return tuple(word.strip() for word in text.split(",") if word.strip()) or None
 
 
+def _said(fault: Any) -> str:
+    """What pydantic has against a value, without its own words."""
+    return str(fault["msg"]).removeprefix("Value error, ")
+
+
 def _numbers(text: str, option: str) -> dict[str, float]:
-    return {name: float(number) for name, number in _pairs(text, option).items()}
+    found = {}
+    for name, number in _pairs(text, option, like="a=0.5,b=0.5" if option == "--split" else "DNA=300").items():
+        try:
+            found[name] = float(number)
+        except ValueError as error:
+            raise SourceError(f"{option} {text!r}: {number!r} of {name!r} is not a number") from error
+    return found
 
 
-def _pairs(text: str, option: str, alone: bool = False) -> dict[str, str]:
+def _pairs(text: str, option: str, alone: bool = False, like: str = "a=x,b=y") -> dict[str, str]:
     """`a=x,b=y`; where a word may stand alone it stands for itself."""
     found = {}
     for part in text.split(","):
@@ -182,6 +202,6 @@ def _pairs(text: str, option: str, alone: bool = False) -> dict[str, str]:
         if not name:
             continue
         if not value and not alone:
-            raise SourceError(f"{option} {text!r} should look like 'a=x,b=y'")
+            raise SourceError(f"{option} {text!r} should look like '{like}'")
         found[name] = value or name
     return found

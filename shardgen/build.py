@@ -4,8 +4,10 @@ It can be killed at any moment and run again: finished shards of the same plan a
 """
 
 import contextlib
+import errno
 import functools
 import json
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -72,20 +74,22 @@ def build(
     started = time.monotonic()
     run, folder = chosen(engine, workers, address), folder_at(out)
     there = _published(plan, folder)
-    if there is not None and not (retry_rejects and there.rejected):
-        return there
     names = [f"{number:06d}" for number in range(len(plan.shards))]
+    finished_before = dict(_finished(folder, names, plan))
+    if there is not None and len(finished_before) == len(names) and not (retry_rejects and there.rejected):
+        return there
     written = _Written(plan)
-    for name, facts in _finished(folder, names, plan):
+    for name, facts in finished_before.items():
         if not (retry_rejects and facts["rejects"]):
             written.add(name, facts)
-    if retry_rejects:
-        folder.remove(MANIFEST)  # until they are written anew there is no dataset
+    if there is not None:
+        folder.remove(MANIFEST)  # until all shards are there again, there is no dataset
     todo = [(name, shard) for name, shard in zip(names, plan.shards, strict=True) if name not in written.shards]
     kept, before = len(written.shards), plan.fields - sum(len(shard) for _, shard in todo)
     _hold(written.rejects, max_rejects)
     write = functools.partial(write_shard, plan.without_fields, folder, max_rejects)
     with (
+        _full_disk_named(folder),
         tqdm(total=plan.fields, initial=before, unit="field", desc="build", dynamic_ncols=True, disable=None) as bar,
         contextlib.closing(run(write, todo, bar.update)) as finished,
     ):
@@ -159,19 +163,50 @@ def _published(plan: Plan, out: Folder) -> Manifest | None:
         return None
     if there.plan_sha256 != plan.sha256:
         raise SourceError(
-            f"{out} already holds another dataset ({there.study}, plan {there.plan_sha256[:12]}); choose another --out"
+            f"{out} already holds another dataset ({there.study}, plan {there.plan_sha256[:12]}), which differs in "
+            f"{_differences(there, plan)}; choose another --out, or remove it"
         )
     return there
 
 
+def _differences(there: Manifest, plan: Plan) -> str:
+    """What is not the same in a dataset and in a plan, for a person."""
+    archive = plan.archive
+    pairs = {
+        "study": (there.study, archive.study),
+        "channels": (there.channels, archive.channels),
+        "pixels": (there.dtype, plan.dtype),
+        "label columns": (there.labels, plan.labels),
+        "licence or citation": ((there.licence, there.citation), (archive.licence, archive.citation)),
+        **{name: (there.options.get(name), value) for name, value in plan.options.model_dump().items()},
+    }
+    names = [name for name, (before, now) in pairs.items() if before != now]
+    return ", ".join(names) or "which fields it has, or in what their labels say"
+
+
 def _finished(out: Folder, names: list[str], plan: Plan) -> Iterator[tuple[str, Facts]]:
-    """The shards of this plan that are there already."""
-    tables = set(out.names(SHARDS))
-    there = [name for name in names if f"{name}.parquet" in tables]
+    """The shards of this plan that are there already, and whole."""
+    files = set(out.names(SHARDS))
+    there = [name for name in names if {f"{name}.parquet", f"{name}.tar", f"{name}.idx"} <= files]
+
+    def look(name: str) -> Facts | None:
+        facts = shard_facts(out, name)
+        fits = facts and facts["plan_sha256"] == plan.sha256 and facts["bytes"] == out.size(shard_file(name))
+        return facts if fits else None
+
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        for name, facts in zip(there, pool.map(lambda name: shard_facts(out, name), there), strict=True):
-            if facts and facts["plan_sha256"] == plan.sha256:
-                yield name, facts
+        yield from ((name, facts) for name, facts in zip(there, pool.map(look, there), strict=True) if facts)
+
+
+@contextlib.contextmanager
+def _full_disk_named(out: Folder) -> Iterator[None]:
+    """The system does not say which of them is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SourceError(f"{out}: {error.strerror}; make room, then the same command goes on") from error
+        raise
 
 
 def _require_visible(out: Folder, name: str, written: Facts) -> None:
@@ -320,7 +355,8 @@ def _publish(plan: Plan, out: Folder, written: _Written, names: list[str]) -> Ma
     shards, rejects = tuple(written.shards[name] for name in names), written.rejects
     taken = sum(shard.samples for shard in shards)
     if not taken:
-        reason = f"the first reason: {rejects[0]['reason']}" if rejects else f"left out: {written.left_out}"
+        left_out = ", ".join(f"{count} {why}" for why, count in written.left_out.items())
+        reason = f"the first reason: {rejects[0]['reason']}" if rejects else f"left out: {left_out}"
         raise SourceError(f"there is no sample; {reason}")
     _sweep(out, names)
     table = pa.BufferOutputStream()
@@ -351,11 +387,11 @@ def _publish(plan: Plan, out: Folder, written: _Written, names: list[str]) -> Ma
 
 
 def _sweep(out: Folder, names: list[str]) -> None:
-    """Removes what an earlier, different or killed build left."""
+    """Removes what an earlier, different or killed build left, and nothing that a build does not name so."""
     keep = {f"{name}{suffix}" for name in names for suffix in (".tar", ".parquet", ".idx")}
     for name in out.names(SHARDS):
-        if name not in keep and name.endswith((".tar", ".parquet", ".idx", PARTIAL)):
+        if name not in keep and re.fullmatch(rf"\d{{6,}}\.(tar|parquet|idx)({re.escape(PARTIAL)})?", name):
             out.remove(f"{SHARDS}/{name}")
     for name in out.names(""):
-        if name.endswith(f"{PARTIAL}/"):
+        if re.fullmatch(rf"\d{{6,}}\..*{re.escape(PARTIAL)}/", name):
             out.remove(name.removesuffix("/"))

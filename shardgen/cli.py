@@ -1,7 +1,13 @@
 """The command `shardgen`: a thin parser over plain functions. Progress and errors on stderr, results on stdout."""
 
+import contextlib
+import json
+import logging
 import posixpath
+import re
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +15,8 @@ import typer
 from tqdm import tqdm
 
 import bie_stream
-from bie_stream.errors import SourceError, one_line_errors
+from bie_stream.errors import SourceError, one_line_errors, printable
+from bie_stream.shards import Manifest
 from shardgen.arguments import Arguments, takes_arguments
 from shardgen.build import begun_with, some_samples
 from shardgen.build import build as run_build
@@ -17,15 +24,33 @@ from shardgen.codec_choice import MAX_SAMPLES, choose
 from shardgen.engines import Engine
 from shardgen.find import find
 from shardgen.pixels import probe
-from shardgen.plan import Plan, describe, make_plan
+from shardgen.plan import Plan, describe, make_plan, readable_bytes
 from shardgen.preview import contact_sheet
 from shardgen.studies import STUDIES
-from shardgen.transfer_size import transfer_size
+from shardgen.transfer_size import to_fetch
 from shardgen.verify import verify as run_verify
+
+_MISUSE: Any = typer.BadParameter.__base__  # of click, or of the copy of it that newer typers bring
+_STOPPED = 130  # as shells say it of what Ctrl-C ended
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Folder = Annotated[str, typer.Argument(help="Folder or URL of a dataset, as given to `build --out`.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(bie_stream.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _shardgen(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Archives in, shards out."""
 
 
 @app.command("list")
@@ -43,9 +68,9 @@ def plan(arguments: Arguments) -> None:
     """What `build` would do, without reading pixels."""
     with one_line_errors():
         planned = _plan(arguments)
-        to_fetch = transfer_size(planned.archive, planned.dtype, planned.shape)
-        for name, value in describe(planned, str(to_fetch)).items():
-            typer.echo(f"{name:28} {value}")
+        for name, value in describe(planned, to_fetch(planned)).items():
+            said = f"{value:,}" if isinstance(value, int) else printable(str(value))
+            typer.echo(f"{name:28} {said}")
 
 
 @app.command()
@@ -68,18 +93,21 @@ def build(
 
     shardgen build raw/plate --pattern '{well}_w{channel}.tif' --labels wells.csv --out shards/plate
     """
-    with one_line_errors():
+    with one_line_errors(), _said_when_stopped("stopped; the same command again goes on"):
+        if not out.strip():
+            raise SourceError("--out is empty; expected a folder or a URL, as in shards/plate or s3://bucket/plate")
         planned = _plan(arguments, out)
-        if "NC" in (planned.archive.licence or "").replace("-", " ").split():
-            typer.echo(f"note: {planned.archive.study} is {planned.archive.licence}: no commercial use", err=True)
+        if re.search(r"\bNC\b|non-?commercial", planned.archive.licence or "", re.IGNORECASE):
+            said = f"note: {planned.archive.study} is {planned.archive.licence}: no commercial use"
+            typer.echo(printable(said), err=True)
         manifest = run_build(
             planned, out, workers=workers, max_rejects=max_rejects, retry_rejects=retry_rejects, report=report,
             engine=engine, address=address,
         )  # fmt: skip
-        size = sum(shard.bytes for shard in manifest.shards)
+        left_out = "".join(f", {count:,} left out ({why})" for why, count in manifest.left_out.items())
         typer.echo(
-            f"{out}: {manifest.samples} samples in {len(manifest.shards)} shards, {size / 1e6:.1f} MB, "
-            f"{manifest.rejected} fields rejected; next: shardgen verify {out}"
+            f"{out}: {_counted(manifest.samples, 'sample')} in {_size(manifest)}{left_out}, "
+            f"{_counted(manifest.rejected, 'field')} rejected; next: shardgen verify {shlex.quote(out)}"
         )
 
 
@@ -90,9 +118,9 @@ def verify(dataset: Folder) -> None:
         faults = 0
         for fault in run_verify(dataset):
             faults += 1
-            tqdm.write(f"fault: {fault}", file=sys.stderr)  # above the bar, not behind it
+            tqdm.write(f"fault: {printable(fault)}", file=sys.stderr)  # above the bar, not behind it
         if faults:
-            raise bie_stream.DatasetError(f"{dataset} has {faults} faults")
+            raise bie_stream.DatasetError(f"{dataset} has {_counted(faults, 'fault')}")
         typer.echo(f"{dataset}: sound")
 
 
@@ -102,26 +130,27 @@ def info(dataset: Folder, as_json: Annotated[bool, typer.Option("--json", help="
     with one_line_errors():
         manifest = bie_stream.open(dataset).manifest
         if as_json:
-            typer.echo(manifest.model_dump_json(indent=2))
+            typer.echo(json.dumps(json.loads(manifest.model_dump_json()), indent=2))  # which writes out all but ASCII
             return
         lines: dict[str, Any] = {
             "study": manifest.study,
             "licence": manifest.licence or "not stated",
             "citation": manifest.citation or "not stated",
             "source": manifest.source,
-            "samples": f"{manifest.samples} ({', '.join(f'{k} {v}' for k, v in manifest.splits.items())})",
+            "samples": f"{manifest.samples:,} ({', '.join(f'{k} {v:,}' for k, v in manifest.splits.items())})",
             "pixels": manifest.dtype,
             "pixel size": f"{manifest.pixel_size_um} µm" if manifest.pixel_size_um else "not stated",
-            "shards": f"{len(manifest.shards)}, {sum(s.bytes for s in manifest.shards) / 1e6:.1f} MB, {manifest.codec}",
+            "shards": f"{_size(manifest)}, {manifest.codec}",
             "labels": ", ".join(manifest.labels) or "none",
             "rejected fields": manifest.rejected,
-            "left out": ", ".join(f"{count} {why}" for why, count in manifest.left_out.items()) or "nothing",
+            "left out": ", ".join(f"{count:,} {why}" for why, count in manifest.left_out.items()) or "nothing",
         }
         for name, value in lines.items():
-            typer.echo(f"{name:16} {value}")
+            typer.echo(f"{name:16} {printable(str(value))}")
         for channel, s in zip(manifest.channels, manifest.statistics, strict=True):
             typer.echo(
-                f"{'channel':16} {channel.name}: mean {s.mean:.5g}, std {s.std:.5g}, {s.minimum:g}..{s.maximum:g}"
+                f"{'channel':16} {printable(channel.name)}: mean {s.mean:.5g}, std {s.std:.5g}, "
+                f"{s.minimum:g}..{s.maximum:g}"
             )
 
 
@@ -132,6 +161,8 @@ def preview(
 ) -> None:  # fmt: skip
     """A contact sheet of some samples."""
     with one_line_errors():
+        if out.suffix.lower() != ".png":
+            raise bie_stream.DatasetError(f"--out {out} will be a PNG; give it a name that ends in .png")
         contact_sheet(bie_stream.open(dataset), out, rows)
         typer.echo(out)
 
@@ -158,6 +189,35 @@ def _plan(arguments: Arguments, out: str | None = None) -> Plan:
     return make_plan(archive, arguments.options(codec), *pixels)
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _size(manifest: Manifest) -> str:
+    return f"{_counted(len(manifest.shards), 'shard')}, {readable_bytes(sum(s.bytes for s in manifest.shards))}"
+
+
+@contextlib.contextmanager
+def _said_when_stopped(text: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(text, err=True)
+        raise
+
+
 def main() -> None:
-    """Entry point."""
-    app()
+    """Entry point: a wrong word is one line on stderr, too, and ends with 2."""
+    logging.basicConfig(format="note: %(message)s")
+    try:
+        sys.exit(app(standalone_mode=False))
+    except typer.Abort:  # how older typers say Ctrl-C
+        sys.exit(_STOPPED)
+    except _MISUSE as error:
+        command = error.ctx.command_path if error.ctx else "shardgen"
+        said = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
+        if len(sys.argv) == 1:
+            error.show()
+        else:
+            typer.echo(f"error: {said} (see {command} --help)", err=True)
+        sys.exit(2)

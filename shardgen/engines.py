@@ -150,7 +150,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
         return
     _require_answer(address)
     try:
-        cluster.init(address=address, logging_level="warning")
+        cluster.init(address=address, logging_level="error")  # its warnings are for who runs the cluster
     except (OSError, RuntimeError, ValueError, cluster.exceptions.RayError) as error:
         where = f"at {address}" if address else "here"
         said = " ".join(str(error).split())

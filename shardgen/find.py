@@ -24,7 +24,7 @@ from shardgen.sources import biostudies, cellvoyager, columbus, imagexpress, ome
 from shardgen.studies import STUDIES
 
 _LAYOUTS = {"CellVoyager": cellvoyager, "Columbus": columbus, "ImageXpress": imagexpress}
-_ACCESSION = re.compile(r"S-(BIAD|BSST)\d+")
+_ACCESSION = re.compile(r"S-(BIAD|BSST)\d+", re.IGNORECASE)
 
 
 def find(source: str, request: Request) -> Archive:
@@ -38,7 +38,7 @@ def find(source: str, request: Request) -> Archive:
             raise SourceError(f"study {source!r} brings its own --pattern, --labels and --plate")
         archive = STUDIES[source].find(request)
     elif _ACCESSION.fullmatch(source):
-        archive = _submission(source, request)
+        archive = _submission(source.upper(), request)
     else:
         archive = _place(source, request)
     said: dict[str, Any] = {
@@ -80,10 +80,8 @@ def _require_utf_8(archive: Archive) -> None:
 
 
 def _place(source: str, request: Request) -> Archive:
-    remote = "://" in source
-    if not remote and not Path(source).is_dir():
-        known = nearest(source, list(STUDIES))
-        raise SourceError(f"{source!r} is neither a folder nor a URL nor a study; {known}")
+    if "://" not in source and not (source and Path(source).is_dir()):
+        raise SourceError(_not_there(source))
     files = request.files(source)
     name = posixpath.basename(files.root.rstrip("/"))
     layout = _layout(files, name, request)
@@ -97,6 +95,17 @@ def _place(source: str, request: Request) -> Archive:
         pixel_size_um=layout.pixel_size_um,
     )
     return _labelled(archive, request)
+
+
+def _not_there(source: str) -> str:
+    """What to do about a source that is nowhere."""
+    if Path(source).is_file():
+        return f"{source} is a file; give the folder that it lies in, and a --pattern for the names in it"
+    screens = [name for name in STUDIES if source and name[:-1] == source.lower()]
+    if screens:
+        said = "; ".join(f"{name} ({STUDIES[name].title})" for name in screens)
+        return f"study {source!r} has {len(screens)} screens, and each is built for itself: {said}"
+    return f"{source!r} is neither a folder nor a URL nor a study nor an accession; {nearest(source, list(STUDIES))}"
 
 
 def _submission(accession: str, request: Request) -> Archive:
@@ -137,9 +146,12 @@ def _layout(files: Files, name: str, request: Request) -> Layout:
     for known in _LAYOUTS.values():
         if known.there(names):
             return known.find(files, "", plate)
+    folders = [name for name in names if name.endswith("/")]
     raise SourceError(
         f"{files.root} is neither OME-Zarr nor {', '.join(_LAYOUTS)}; for a folder of TIFFs give --pattern, "
         "as in '{plate}/{well}_s{field}_w{channel}.tif'"
+        + f"; is it one of the folders in it: {some(folders)}?"
+        * bool(folders)
     )
 
 
@@ -159,3 +171,5 @@ def _local(path: Path, option: str) -> bytes:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise SourceError(f"{option} {path} is not there") from error
+    except OSError as error:
+        raise SourceError(f"{option} {path} cannot be read: {error.strerror}") from error

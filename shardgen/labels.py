@@ -121,14 +121,22 @@ def labels_of(table: Table, wells: Iterable[tuple[str, str]], complete: bool = T
     missing = [f"{plate}/{well}" for plate, well in wells if (plate, well) not in rows]
     if missing and complete:
         named = sorted({plate for plate, _ in rows})
-        hint = f" (the table's plates: {some(named)})" if not set(plates) & set(named) else ""
+        if not set(plates) & set(named):
+            raise SourceError(
+                f"{table.where} has {_plates(named)}, the archive has {_plates(plates)}; name them alike, in the table "
+                "or by {plate} in --pattern, or by --plate where file names do not say it"
+            )
         raise SourceError(
-            f"{table.where} lacks {len(missing)} of {len(wells)} wells: {some(missing)}{hint}; add a row for each"
+            f"{table.where} lacks {len(missing)} of {len(wells)} wells: {some(missing)}; add a row for each"
         )
     nothing, known = ("",) * len(table.header), set(columns)
     taken = [rows.get(well, nothing) for well in wells]
     values = {name: typed([row[n].strip() for row in taken]) for n, name in enumerate(table.header) if name in known}
     return {well: {name: values[name][i] for name in columns} for i, well in enumerate(wells)}
+
+
+def _plates(names: Sequence[str]) -> str:
+    return f"plate{'s' * (len(names) != 1)} {some(list(names), 3)}"
 
 
 def require_label_names(where: str, columns: Sequence[str]) -> None:

@@ -77,6 +77,8 @@ def read_field(archive: Archive, field: Field, dtype: str, shape: tuple[int, int
 def read_plane(files: Files, plane: Plane, layout: str, out: Pixels) -> None:
     """Reads a plane into an array [Y, X] of its dtype and shape; raises as `read_field`."""
     (_tiff_plane if layout == "tiff" else _zarr_plane)(files, plane, out)
+    if out.dtype.kind == "f" and (wrong := out.size - np.count_nonzero(np.isfinite(out))):
+        raise SourceError(f"{plane.path} has {wrong} pixels that are NaN or infinite; no statistics could be taken")
 
 
 def _require_form(plane: Plane, dtype: Any, shape: tuple[int, ...], out: Pixels) -> None:
@@ -108,6 +110,8 @@ def _tiff_plane(files: Files, plane: Plane, out: Pixels) -> None:
             with tifffile.TiffFile(stream) as tif:
                 page = _page(tif, plane)
                 _require_form(plane, page.dtype, page.shape, out)
+                if math.prod(page.chunks) * page.dtype.itemsize > LARGEST_PLANE_BYTES:
+                    raise ValueError(f"it claims tiles or strips of {page.chunks} pixels")
                 pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
                 if (end := max(map(sum, pieces))) > (size := stream.seek(0, io.SEEK_END)):
                     raise ValueError(f"it ends at byte {size}, its pixels at {end}")
@@ -148,15 +152,25 @@ def _read_into(stream: IO[bytes], at: int, out: Pixels) -> None:
 
 
 def _page(tif: tifffile.TiffFile, plane: Plane) -> Any:
+    # Not len(tif.pages): each page names the next one, and tifffile would go round in a large circle for ever.
     number = plane.index[0] if plane.index else 0
-    if not plane.index and len(tif.pages) > 1 and tif.pages[0].shape == tif.pages[1].shape:
-        raise SourceError(f"{plane.path} has {len(tif.pages)} pages; expected one plane (y, x) a file")
-    if number >= len(tif.pages):
-        raise SourceError(f"{plane.path} has {len(tif.pages)} pages, no page {number}")
-    page = tif.pages[number]
-    if len(page.shape) != 2:
+    try:
+        page: Any = tif.pages[number]
+    except IndexError as error:
+        raise SourceError(f"{plane.path} has no page {number}, which the first file has") from error
+    if not all(isinstance(size, int) for size in page.shape) or len(page.shape) != 2:
         raise SourceError(f"{plane.path} has shape {page.shape}; expected one plane (y, x) a page")
+    if not plane.index and _is_followed_by(tif, page):
+        raise SourceError(f"{plane.path} has several pages; expected one plane (y, x) a file")
     return page
+
+
+def _is_followed_by(tif: tifffile.TiffFile, page: Any) -> bool:
+    """Whether the file has a second page of the same shape; a smaller one is a thumbnail."""
+    try:
+        return tif.pages[1].shape == page.shape
+    except IndexError:
+        return False
 
 
 def _zarr_header(files: Files, plane: Plane) -> tuple[str, tuple[int, int]]:

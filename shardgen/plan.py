@@ -60,8 +60,8 @@ class Options(BaseModel):
     @field_validator("splits")
     @classmethod
     def _shares(cls, splits: dict[str, float]) -> dict[str, float]:
-        if not splits or min(splits.values()) < 0 or abs(sum(splits.values()) - 1) > 1e-6:
-            raise ValueError(f"shares {splits} must be positive and add up to 1")
+        if not splits or min(splits.values()) < 0 or not abs(sum(splits.values()) - 1) <= 1e-6:  # NaN is none either
+            raise ValueError("the shares must not be below 0, and add up to 1")
         return splits
 
 
@@ -190,7 +190,7 @@ def make_plan(archive: Archive, options: Options, dtype: Dtype, shape: tuple[int
 def _require_fit(archive: Archive, options: Options, shape: tuple[int, int]) -> None:
     if min(shape) == 0 or (options.tile and options.tile > min(shape)):
         raise SourceError(
-            f"tile {options.tile or 1} is larger than the fields, {shape[0]} x {shape[1]} pixels"
+            f"--tile {options.tile or 1} is larger than the fields, {shape[0]} x {shape[1]} pixels"
             + f" after binning by {options.bin}" * (options.bin > 1)
         )
     if archive.objects is not None and archive.masks is not None:
@@ -200,14 +200,14 @@ def _require_fit(archive: Archive, options: Options, shape: tuple[int, int]) -> 
     columns = list(next(iter(archive.labels.values()), {}))
     if doubled := [name for name in (archive.objects.columns if archive.objects else ()) if name in columns]:
         raise SourceError(f"label {doubled[0]!r} is in the table of wells and in that of objects; rename one")
-    if options.split_by not in ("well", "plate", *columns):
-        raise SourceError(
-            f"split_by {options.split_by!r} is neither 'well' nor 'plate' nor a label: {', '.join(columns) or 'none'}"
-        )
-    if options.stratify_by is not None and options.stratify_by not in columns:
-        raise SourceError(
-            f"stratify_by {options.stratify_by!r} is not a label: {', '.join(columns) or 'there are none'}"
-        )
+    if (by := options.split_by) not in ("well", "plate", *columns):
+        raise SourceError(f"--split-by {by!r} is neither 'well' nor 'plate' nor a label; {_like(by, columns)}")
+    if (by := options.stratify_by or "") and by not in columns:
+        raise SourceError(f"--stratify-by {by!r} is not a label; {_like(by, columns)}")
+
+
+def _like(name: str, columns: list[str]) -> str:
+    return nearest(name, columns) if columns else "there are none"
 
 
 def _levels(archive: Archive, options: Options) -> dict[int, float]:
@@ -345,6 +345,11 @@ def _assign(archive: Archive, options: Options) -> list[Planned]:
     strata = _strata(archive, groups, options.stratify_by)
     side = deal(strata, options.splits, options.split_seed)
     shares = {str(fold): 1 / options.folds for fold in range(options.folds)} if options.folds else {}
+    if len(shares) > len(side):
+        raise SourceError(
+            f"--folds {options.folds} is more than there are groups: a {options.split_by} is never cut in two, and "
+            f"there are {len(side)}"
+        )
     folds = deal(strata, shares, options.split_seed) if shares else {}
     objects = archive.objects.by_field if archive.objects else {}
     masks = archive.masks.planes if archive.masks else {}
@@ -400,31 +405,43 @@ def describe(plan: Plan, to_fetch: str) -> dict[str, Any]:
     Args:
         to_fetch: how much has to be read of the archive, as `shardgen.transfer_size` says it.
     """
-    missing = sum(() in planned.field.planes for shard in plan.shards for planned in shard)
-    without = len(plan.archive.fields) - plan.fields
-    unknown = "by the objects of the masks"
+    planned = [field for shard in plan.shards for field in shard]
+    missing = sum(() in one.field.planes for one in planned)
+    unknown = "not known before the masks are read"
+    by_object: dict[str, Any] = {}
+    if plan.archive.objects:
+        objects = sum(len(one.objects.numbers) for one in planned if one.objects)
+        by_object["fields without objects"] = len(plan.archive.fields) - plan.fields
+        by_object["objects at the edge"] = objects - (plan.samples or 0)
+    if plan.archive.masks:
+        by_object["fields without a mask"] = sum(one.mask is None for one in planned)
+    size = plan.archive.pixel_size_um
     return {
         "study": plan.archive.study,
-        "licence": plan.archive.licence,
-        "channels": [channel.name for channel in plan.archive.channels],
-        "plates": len({field.plate for field in plan.archive.fields}),
-        "wells": len({(field.plate, field.well) for field in plan.archive.fields}),
+        "licence": plan.archive.licence or "not stated",
+        "channels": ", ".join(channel.name for channel in plan.archive.channels),
+        "plates": len({one.field.plate for one in planned}),
+        "wells": len({(one.field.plate, one.field.well) for one in planned}),
         "fields": plan.fields,
         "fields with a missing plane": missing,
-        **({"fields without objects": without} if plan.archive.objects else {}),
-        **({"fields without a mask": _maskless(plan)} if plan.archive.masks else {}),
+        **by_object,
         "planes": plan.planes,
-        "pixels": f"{plan.dtype} {plan.shape[0]} x {plan.shape[1]}",
+        "pixels": f"{plan.dtype}, {plan.shape[0]} x {plan.shape[1]}",
+        "pixel size": f"{size} µm" if size else "not stated",
         "samples": unknown if plan.samples is None else plan.samples,
         "sample pixels": f"{len(plan.archive.channels)} x {plan.tile_shape[0]} x {plan.tile_shape[1]}",
+        "splits": unknown if plan.splits is None else ", ".join(f"{name} {n:,}" for name, n in plan.splits.items()),
+        "labels": ", ".join(plan.labels) or "none",
         "bytes to fetch": to_fetch,
-        "payload_bytes": unknown if plan.samples is None else plan.samples * plan.sample_bytes,
+        "bytes of pixels": unknown if plan.samples is None else readable_bytes(plan.samples * plan.sample_bytes),
         "shards": len(plan.shards),
-        "splits": unknown if plan.splits is None else dict(plan.splits),
-        "labels": list(plan.labels),
-        "plan_sha256": plan.sha256,
+        "plan": plan.sha256[:12],
     }
 
 
-def _maskless(plan: Plan) -> int:
-    return sum(planned.mask is None for shard in plan.shards for planned in shard)
+def readable_bytes(size: int) -> str:
+    """Bytes for a person: `512 bytes`, `24.9 GB`."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"

@@ -92,7 +92,8 @@ def _wells(archive: Archive, wanted: Iterable[str] | None) -> _Accepts:
         names.add(f"{plate}{slash}{row}{column}")
     there = {name for field in archive.fields for name in (field.well, f"{field.plate}/{field.well}")}
     if missing := sorted(names - there, key=natural):
-        raise SourceError(f"{len(missing)} wells are not there: {some(missing)}")
+        wells = sorted({field.well for field in archive.fields}, key=natural)
+        raise SourceError(f"wells that are not there: {some(missing)}; there are {some(wells)}")
     return lambda field: field.well in names or f"{field.plate}/{field.well}" in names
 
 
@@ -128,7 +129,7 @@ def _slices(axis: str, fields: Sequence[Field], chosen: Slices) -> Sequence[Fiel
             taken += [field for field in stack if getattr(field, axis) == chosen]
     if not taken:
         there = sorted({getattr(field, axis) for field in fields})
-        raise SourceError(f"no field has {axis} {chosen}; there are {some([str(number) for number in there])}")
+        raise SourceError(f"no field has {axis} {chosen}; known: {some([str(number) for number in there])}")
     return taken
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from bie_stream.errors import SourceError, SourceMissing
 from shardgen.archive import Archive, Plane
 from shardgen.files import Files
 from shardgen.pixels import open_zarr
+from shardgen.plan import Plan, readable_bytes
 
 _ASKED = 8  # files whose size is asked for, where the archive does not list it
 _GOLDEN = 0.618034
@@ -33,7 +34,21 @@ class TransferSize:
     exactness: Literal["", "about", "at most"] = ""
 
     def __str__(self) -> str:
-        return f"{self.exactness} {_readable(self.bytes)} in {self.pieces:,} {self.unit}".lstrip()
+        unit = self.unit[:-1] if self.pieces == 1 else self.unit
+        return f"{self.exactness} {readable_bytes(self.bytes)} in {self.pieces:,} {unit}".lstrip()
+
+
+def to_fetch(plan: Plan) -> str:
+    """What has to be read for the fields of a plan, and for their masks; for a person."""
+    fields = tuple(planned.field for shard in plan.shards for planned in shard)
+    images = transfer_size(replace(plan.archive, fields=fields), plan.dtype, plan.shape)
+    masks = plan.archive.masks
+    if masks is None:
+        return str(images)
+    planes = [(field, masks.planes[field.place]) for field in fields if field.place in masks.planes]
+    masked = tuple(replace(field, planes=((plane,),)) for field, plane in planes)
+    archive = replace(plan.archive, files=masks.files, format=masks.format, fields=masked)
+    return f"{images}; of masks {transfer_size(archive, 'uint16', plan.shape)}"
 
 
 def transfer_size(archive: Archive, dtype: Dtype, shape: tuple[int, int]) -> TransferSize:
@@ -95,11 +110,3 @@ def _first_array(archive: Archive) -> Any:
         with contextlib.suppress(SourceMissing):
             return open_zarr(archive.files, plane.path)
     raise SourceError(f"none of the planes of {archive.source} is there")
-
-
-def _readable(size: int) -> str:
-    """Bytes for a person: `512 bytes`, `24.9 GB`."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} bytes"

@@ -43,7 +43,7 @@ def verify(dataset: Location) -> Iterator[str]:
     folder = folder_at(dataset)
     manifest = read_manifest(folder)
     total = sum(shard.bytes for shard in manifest.shards)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="verify", dynamic_ncols=True) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc="verify", dynamic_ncols=True, disable=None) as bar:
         for shard in manifest.shards:
             yield from _shard(folder, shard, manifest)
             bar.update(shard.bytes)

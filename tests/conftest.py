@@ -27,6 +27,13 @@ from shardgen.studies import demo
 WriteDataset = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test keeps what it reads of object stores: not in the home of who runs it."""
+    monkeypatch.setenv("BIE_STREAM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def plate_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a raw archive: 10 wells of one field, 3 channels of 64 x 64 uint16 TIFFs, and `wells.csv`."""

@@ -4,15 +4,18 @@ import contextlib
 import http.client
 import http.server
 import os
+import select
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+
+Fault = Literal["503", "500", "stall", "cut"]
 
 BUCKET = "plates"
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -52,21 +55,27 @@ def _create_bucket(server: "subprocess.Popen[bytes]", port: int) -> None:
 
 
 class Faulty(http.server.ThreadingHTTPServer):
-    """Passes requests on to a port, but answers every `each`-th with 503 SlowDown, as S3 does under load."""
+    """Passes requests on to a port, but spoils every `each`-th whose path holds `only`.
 
-    def __init__(self, port: int, each: int) -> None:
+    `503`: SlowDown, as S3 says under load. `500`: InternalError. `stall`: no answer. `cut`: half of the body.
+    """
+
+    def __init__(self, port: int, each: int, fault: Fault = "503", only: str = "") -> None:
         super().__init__(("127.0.0.1", 0), _Pass)
-        self.behind, self.each = port, each
-        self.requests = self.faults = 0
+        self.behind, self.each, self.fault, self.only = port, each, fault, only
+        self.requests = self.faults = self._counted = 0
+        self.asked: list[str] = []  # method and path of each request
         self.lock = threading.Lock()
 
-    def spoils(self) -> bool:
-        """Whether this request is one that fails."""
+    def spoils(self, method: str, path: str) -> Fault | None:
+        """How this request fails, if it does."""
         with self.lock:
             self.requests += 1
-            fails = self.each > 0 and self.requests % self.each == 0
+            self.asked.append(f"{method} {path}")
+            self._counted += self.only in path
+            fails = self.each > 0 and self.only in path and self._counted % self.each == 0
             self.faults += fails
-            return fails
+            return self.fault if fails else None
 
 
 class _Pass(http.server.BaseHTTPRequestHandler):
@@ -75,17 +84,27 @@ class _Pass(http.server.BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        if self.server.spoils():
-            said = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-            self._send(503, {"content-type": "application/xml"}, said)
-            return
+        fault = self.server.spoils(self.command, self.path)
+        if fault == "stall":
+            select.select([self.connection], [], [], 60)  # until the client has gone
+            self.close_connection = True
+        elif fault in ("503", "500"):
+            code = "SlowDown" if fault == "503" else "InternalError"
+            said = f"<Error><Code>{code}</Code><Message>Please reduce your request rate.</Message></Error>"
+            self._send(int(fault), {"content-type": "application/xml"}, said.encode())
+        else:
+            self._pass_on(body, cut=fault == "cut")
+
+    def _pass_on(self, body: bytes, cut: bool) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=30)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
         connection.request(self.command, self.path, body, headers | {"host": self.headers["host"]})
         answer = connection.getresponse()
-        length = answer.headers.get("content-length") if self.command == "HEAD" else None
-        self._send(answer.status, dict(answer.getheaders()), answer.read(), length)
+        content = answer.read()
+        length = answer.headers.get("content-length") if self.command == "HEAD" else str(len(content))
+        self._send(answer.status, dict(answer.getheaders()), content[: len(content) // 2] if cut else content, length)
         connection.close()
+        self.close_connection = self.close_connection or cut
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, length: str | None = None) -> None:
         self.send_response(status)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from bie_stream.augment import Augment
 from bie_stream.errors import ConfigError, nearest
 from bie_stream.normalise import Normalise
 
@@ -18,11 +19,24 @@ class Section(BaseModel):
 
 
 class AugmentConfig(Section):
-    """See `bie_stream.Augment`."""
+    """See `bie_stream.Augment`; all off for embedding."""
 
     crop_anywhere: bool = True
     flip: bool = True
     quarter_turn: bool = True
+    rotate_deg: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    gain: float = 0.0
+    offset: float = 0.0
+    drop_channel: float = 0.0
+    noise: float = 0.0
+    blur_px: float = 0.0
+    defocus_px: float = 0.0
+
+    @model_validator(mode="after")
+    def _in_range(self) -> "AugmentConfig":
+        Augment(**self.model_dump())
+        return self
 
 
 class DataConfig(Section):

@@ -4,9 +4,12 @@ What the pages are is read from the first file alone; the others are held to its
 """
 
 import math
+import posixpath
 import struct
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import tifffile
 
@@ -17,7 +20,6 @@ from shardgen.files import Files
 from shardgen.pixels import in_blocks
 from shardgen.sources.markup import for_people, parse_xml, whole
 
-MOST_PLANES = 10_000_000  # of one file; metadata that claims more would fill the memory
 _AXES = "TCZ"
 
 
@@ -66,10 +68,7 @@ def _pages(files: Files, path: str) -> tuple[str, tuple[int, ...], list[int], li
             count = _count(tif)
             if count == 1 == len(tif.pages) and not (tif.is_imagej or tif.is_shaped):  # of these a page may hold many
                 return "", (), [0], []
-            ome = _ome(tif, path)
-            series = tif.series[0]
-            axes, shape = series.axes[:-2], series.shape[:-2]
-            pages = [page.index for page in series.pages if page is not None]
+            axes, shape, pages, names = _of_ome(tif, path, count) if tif.is_ome else _of_series(tif)
     except SourceError:
         raise
     except Exception as error:  # tifffile raises whatever the bytes lead it to
@@ -81,7 +80,7 @@ def _pages(files: Files, path: str) -> tuple[str, tuple[int, ...], list[int], li
             f"{path} has {count} pages as {_said(axes, shape)}; expected all of C, Z or T in this file, as OME-TIFF "
             "or ImageJ says it"
         )
-    return axes, shape, [int(page) for page in pages], _names(ome)
+    return axes, shape, pages, names
 
 
 def _count(tif: tifffile.TiffFile) -> int:
@@ -102,26 +101,52 @@ def _count(tif: tifffile.TiffFile) -> int:
     return len(seen)
 
 
-def _ome(tif: tifffile.TiffFile, path: str) -> ET.Element | None:
-    """What a file says of itself as OME-XML. It is read here before tifffile reads it, which would mind neither
-    entities nor how many planes it claims."""
-    if tif.ome_metadata is None:
-        return None
-    root = parse_xml(tif.ome_metadata.encode(), path)
-    planes = 0
-    for pixels in root.iterfind(".//{*}Pixels"):
-        planes += math.prod(whole(pixels.get(f"Size{axis}"), f"Size{axis}", path) for axis in _AXES)
-    if planes > MOST_PLANES:
-        raise SourceError(f"{path} claims {planes:.2g} planes; {MOST_PLANES:,} can be read at once")
-    return root
+def _of_series(tif: tifffile.TiffFile) -> tuple[str, tuple[int, ...], list[int], list[str]]:
+    """As tifffile understands it; pages that are not there are left out."""
+    series = tif.series[0]
+    pages: list[Any] = [page.index for page in series.pages if page is not None]
+    return series.axes[:-2], series.shape[:-2], pages, []
 
 
-def _names(ome: ET.Element | None) -> list[str]:
-    image = None if ome is None else ome.find("{*}Image")
-    if image is None:
-        return []
-    found = [for_people(channel.get("Name")) for channel in image.iterfind(".//{*}Channel")]
-    return [name for name in found if name]
+def _of_ome(tif: tifffile.TiffFile, path: str, count: int) -> tuple[str, tuple[int, ...], list[int], list[str]]:
+    """As the OME-XML of the first image says; pages that are not in this file are left out.
+
+    Not tifffile's own reading of it, which minds no entities and takes memory for whatever sizes are claimed.
+    """
+    root = parse_xml(tif.pages.first.description.encode(), path)
+    pixels = root.find("{*}Image/{*}Pixels")
+    order = "" if pixels is None else pixels.get("DimensionOrder", "")
+    if pixels is None or order[:2] != "XY" or sorted(order[2:]) != sorted(_AXES):
+        raise SourceError(
+            f"{path} has OME-XML without Image/Pixels and their DimensionOrder; is it one of several files?"
+        )
+    axes = order[:1:-1]  # it is written with the fastest first
+    shape = tuple(whole(pixels.get(f"Size{axis}"), f"Size{axis}", path) for axis in axes)
+    pages: dict[int, int] = {}
+    if math.prod(shape) <= count:
+        for data in pixels.iterfind("{*}TiffData"):
+            for at, page in _of_data(data, axes, shape, path) if _is_here(data, root, path) else ():
+                if at in pages:
+                    raise SourceError(f"{path} has OME-XML that names plane {at} twice; expected one TiffData for each")
+                pages[at] = page
+    names = [for_people(channel.get("Name")) for channel in pixels.iterfind("{*}Channel")]
+    return axes, shape, [pages[at] for at in sorted(pages)], [name for name in names if name]
+
+
+def _is_here(data: ET.Element, root: ET.Element, path: str) -> bool:
+    """Whether these planes are in this file, of a set of several."""
+    uuid = data.find("{*}UUID")
+    return uuid is None or uuid.text == root.get("UUID") or uuid.get("FileName") == posixpath.basename(path)
+
+
+def _of_data(data: ET.Element, axes: str, shape: tuple[int, ...], path: str) -> Iterator[tuple[int, int]]:
+    """The number of each plane, and its page."""
+    first, planes = 0, math.prod(shape)
+    for axis, size in zip(axes, shape, strict=True):
+        first = first * size + whole(data.get(f"First{axis}", "0"), f"First{axis}", path, 0, size - 1)
+    page = whole(data.get("IFD", "0"), "IFD", path, 0)
+    count = whole(data.get("PlaneCount", "1" if "IFD" in data.attrib else str(planes)), "PlaneCount", path, 0)
+    return ((first + number, page + number) for number in range(min(count, planes - first)))
 
 
 def _step(shape: tuple[int, ...], number: int) -> int:

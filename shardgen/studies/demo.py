@@ -25,14 +25,17 @@ PATTERN = "{plate}_{well}_s{field}_w{channel}.tif"
 def fetch(request: Request) -> Archive:
     """Writes what is not there yet of the raw archive, and finds its fields."""
     if request.raw is None:
-        raise SourceError("the demo is written when it is built; build it, or plan its raw folder")
+        raise SourceError(
+            "the demo is drawn when it is built: shardgen build demo --out shards/demo; then what it drew can be "
+            f"planned: shardgen plan shards/demo-raw --pattern '{PATTERN}' --labels shards/demo-raw/wells.csv"
+        )
     return find(write(request.raw, PLATE))
 
 
 def write(raw: Path, plate: synth.Plate) -> Path:
     """Writes the plate as TIFFs and `wells.csv`; files that are there already are kept."""
     wells = synth.layout(plate)
-    for well, phenotype in tqdm(wells.items(), unit="well", desc="raw archive", dynamic_ncols=True):
+    for well, phenotype in tqdm(wells.items(), unit="well", desc="raw archive", dynamic_ncols=True, disable=None):
         letter, number = well[0], int(well[1:])
         for field in range(1, plate.fields + 1):
             files = [raw / f"{plate.name}_{letter}{number:02d}_s{field}_w{w}.tif" for w in range(1, 4)]

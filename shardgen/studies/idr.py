@@ -71,6 +71,8 @@ def find(screen: Screen, request: Request) -> Archive:
             return screen.read(images, plates[plate], plate, metadata)
         except UnicodeDecodeError as error:
             raise SourceError(f"{plates[plate]} of plate {plate} is not in UTF-8: {error}") from error
+        except SourceMissing as error:
+            raise SourceMissing(f"plate {plate}: {error}; name those to build with --plates") from error
 
     with ThreadPoolExecutor(_PLATES_AT_ONCE) as pool:
         layouts = list(tqdm(pool.map(read, plates), total=len(plates), unit="plate", desc="plates", disable=None))

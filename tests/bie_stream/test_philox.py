@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bie_stream.philox import key_of, philox
+from bie_stream.philox import key_of, philox, philox_word
 
 KNOWN_ANSWERS = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -20,6 +20,13 @@ def _words(text: str) -> list[int]:
 def test_gives_the_published_answers(counter: str, key: str, answer: str) -> None:
     k0, k1 = _words(key)
     assert philox(np.array([_words(counter)], np.uint64), (k0, k1)).tolist() == [_words(answer)]
+
+
+def test_the_first_word_is_given_alone_to_compiled_functions() -> None:
+    counters = np.random.default_rng(0).integers(0, 2**32, (50, 4), dtype=np.uint64)
+    key = 0xFFFFFFFF, 5
+    alone = [philox_word(*counter, *map(np.uint64, key)) for counter in counters]
+    np.testing.assert_array_equal(alone, philox(counters, key)[:, 0])
 
 
 def test_each_counter_has_its_own_answer_whatever_stands_beside_it() -> None:

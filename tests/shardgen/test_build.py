@@ -69,9 +69,28 @@ def test_another_dataset_in_the_folder_is_not_overwritten(
 ) -> None:
     build(plan_of(raw), tmp_path / "out", workers=1)
     before = tree(tmp_path / "out")
-    with pytest.raises(SourceError, match="already holds another dataset"):
-        build(plan_of(raw, split_seed=1), tmp_path / "out", workers=1)
+    with pytest.raises(SourceError, match=r"already holds another dataset .* differs in tile, split_seed; choose"):
+        build(plan_of(raw, split_seed=1, tile=4), tmp_path / "out", workers=1)
+    (raw / "C01_s2_w1.tif").unlink()
+    with pytest.raises(SourceError, match="differs in which fields it has, or in what their labels say; choose"):
+        build(plan_of(raw), tmp_path / "out", workers=1)
     assert tree(tmp_path / "out") == before
+
+
+def test_shards_that_a_finished_dataset_has_lost_are_written_again(
+    tmp_path: Path, raw: Path, plan_of: PlanOf, tree: Tree
+) -> None:
+    plan, shards = plan_of(raw, shard_bytes=2000), tmp_path / "out/shards"
+    manifest = build(plan, tmp_path / "out", workers=1)
+    assert len(manifest.shards) > 4
+    before, kept = tree(tmp_path / "out"), (shards / "000000.tar").stat().st_mtime_ns
+    (shards / "000001.tar").unlink()
+    (shards / "000002.parquet").unlink()
+    (shards / "000003.idx").unlink()
+    os.truncate(shards / "000004.tar", 1000)
+    assert build(plan, tmp_path / "out", workers=1) == manifest
+    assert tree(tmp_path / "out") == before
+    assert (shards / "000000.tar").stat().st_mtime_ns == kept
 
 
 def children(parent: int) -> list[int]:
@@ -164,6 +183,15 @@ def test_what_an_earlier_build_left_among_the_shards_is_swept_away(
     for name in ("out", "clean"):
         build(plan_of(raw), tmp_path / name, workers=1)
     assert tree(tmp_path / "out") == tree(tmp_path / "clean")
+
+
+def test_what_no_build_names_so_is_not_swept_away(tmp_path: Path, raw: Path, plan_of: PlanOf) -> None:
+    others = [tmp_path / "out" / name for name in ("shards/train-0001.tar", "shards/wells.parquet", "a.partial/b")]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("another's")
+    build(plan_of(raw), tmp_path / "out", workers=1)
+    assert all(path.read_text() == "another's" for path in others)
 
 
 def test_two_that_write_the_same_shard_at_once_leave_it_whole(

@@ -1,10 +1,15 @@
 import json
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tifffile
 from PIL import Image
@@ -108,8 +113,89 @@ def test_a_full_disk_ends_a_build_with_one_line(
     write_archive(tmp_path / "raw", shape=(256, 256))
     out = small_disk / "out"
     assert_refused(
-        shardgen("build", tmp_path / "raw", "--pattern", PATTERN, "--workers", 1, "--out", out), out, "No space left"
+        shardgen("build", tmp_path / "raw", "--pattern", PATTERN, "--workers", 1, "--out", out),
+        out,
+        f"{out}: No space left on device; make room",
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["build", "demo", "--chanels", "DNA"], "No such option: --chanels"), (["bild", "demo"], "'bild'"),
+        (["build", "demo"], "Missing option '--out'"), (["plan", "demo", "--tile", "0"], "'--tile'"),
+        (["plan"], "Missing argument"),
+    ],
+)  # fmt: skip
+def test_a_wrong_word_is_one_line_that_names_the_help(shardgen: Shardgen, words: list[str], said: str) -> None:
+    result = shardgen(*words)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert line.endswith("--help)")
+    assert (result.returncode, result.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--split", "train=0.5"], "--split train=0.5: the shares must not be below 0, and add up to 1"),
+        (["--split", "train=x"], "--split 'train=x': 'x' of 'train' is not a number"),
+        (["--min-signal", "1"], "--min-signal '1' should look like 'DNA=300'"),
+        (["--z", "top"], "--z: 'top' is not each, max, middle or an index"),
+        (["--labels", "."], "--labels . cannot be read: Is a directory"),
+        (["--folds", "6"], "--folds 6 is more than there are groups"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_its_option(raw: Path, words: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["plan", str(raw), "--pattern", PATTERN, *words])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {said}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_source_that_is_nowhere_is_refused_with_what_there_is(tmp_path: Path, raw: Path) -> None:
+    def says(*words: object) -> str:
+        result = CliRunner().invoke(app, list(map(str, words)))
+        assert result.exit_code == 1
+        return result.stderr
+
+    assert "idr0094A (SARS-CoV-2 in Caco-2 cells, drug repurposing); idr0094B" in says("plan", "idr0094")
+    assert "did you mean 'idr0036'" in says("plan", "IDR0036")
+    assert "A01_s1_w1.tif is a file; give the folder" in says("plan", raw / "A01_s1_w1.tif")
+    (tmp_path / "plates/one").mkdir(parents=True)
+    assert "is it one of the folders in it: one/?" in says("plan", tmp_path / "plates")
+    assert "'' is neither a folder nor" in says("plan", "")
+    assert "--out is empty" in says("build", raw, "--pattern", PATTERN, "--out", "")
+    assert "shardgen build demo --out" in says("plan", "demo")
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_nothing_half_written(
+    tmp_path: Path, write_archive: Callable[..., object]
+) -> None:
+    write_archive(tmp_path / "raw", [f"A{i:02d}" for i in range(1, 25)], fields=1, channels=1, shape=(1024, 1024))
+    words = [
+        "build",
+        tmp_path / "raw",
+        "--pattern",
+        PATTERN,
+        "--shard-mb",
+        2,
+        "--workers",
+        1,
+        "--out",
+        tmp_path / "out",
+    ]
+    command = [sys.executable, "-m", "shardgen", *map(str, words)]
+    build = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
+    while build.poll() is None and not (tmp_path / "out/shards/000000.parquet").exists():
+        time.sleep(0.001)
+    build.send_signal(signal.SIGINT)
+    _, said = build.communicate(timeout=60)
+    assert (build.returncode, said.splitlines()[-1:]) == (130, ["stopped; the same command again goes on"])
+    assert "Traceback" not in said
+    assert list((tmp_path / "out").rglob("*.partial")) == []
+    assert not (tmp_path / "out/dataset.json").exists()
 
 
 def ran(*arguments: object) -> str:
@@ -128,7 +214,7 @@ def test_a_plan_tells_what_would_be_built_and_writes_nothing(raw: Path) -> None:
         line.split(None, 1) for line in ran("plan", raw, "--pattern", PATTERN).splitlines() if len(line.split()) == 2
     )
     assert (said["fields"], said["planes"], said["samples"]) == ("10", "20", "10")
-    assert said["payload_bytes"] == str(20 * 12 * 16 * 2)
+    assert f"bytes of pixels              {20 * 12 * 16 * 2 / 1e3:.1f} kB\n" in ran("plan", raw, "--pattern", PATTERN)
     assert sorted(raw.parent.rglob("*")) == before
 
 
@@ -154,6 +240,15 @@ def test_a_built_dataset_can_be_described_and_looked_at(tmp_path: Path, raw: Pat
     ran("preview", out, "--out", tmp_path / "sheet.png", "--rows", 3)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert (sheet.format, sheet.size) == ("PNG", (2 * (160 + 4) + 4, 3 * (160 + 4 + 14) + 14 + 4))
+        top = np.asarray(sheet)[14 : 14 + 160, 4 : 4 + 160]
+    assert (top[:120] < 255).mean() > 0.9, "12 x 16 pixels are shown as 120 x 160"
+    assert (top[120 + 14 :] == 255).all(), "and nothing is stretched"
+
+
+def test_a_preview_is_a_png_and_the_version_is_said(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["preview", str(tmp_path), "--out", str(tmp_path / "sheet.jpg")])
+    assert (result.exit_code, "ends in .png" in result.stderr) == (1, True)
+    assert ran("--version") == f"{bie_stream.__version__}\n"
 
 
 def test_a_codec_that_was_measured_is_kept_when_the_build_goes_on(
@@ -208,3 +303,28 @@ def test_fields_that_were_left_out_are_read_again_when_asked(tmp_path: Path, raw
         assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "clean")).read_bytes()
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["rejected"], report["shards_written"]) == (0, 1)
+
+
+def test_nothing_that_an_archive_says_commands_the_terminal(tmp_path: Path, raw: Path) -> None:
+    command, out = "\x1b[2J\x9b31m\u202e", tmp_path / "out"
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"well,{command}\n" + "".join(f"{well},{command}\n" for well in ("A1", "A2", "B1", "B2", "C1")))
+    words = [str(raw), "--pattern", PATTERN, "--labels", str(labels), "--licence", f"CC BY-NC 4.0 {command}"]
+    words += ["--study", command, "--citation", command, "--channels", f"1={command}"]
+
+    def says(*line: object) -> str:
+        result = CliRunner().invoke(app, list(map(str, line)))
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert all(char.isprintable() or char in "\n\r" for char in result.output), ascii(result.output)
+        return result.output
+
+    assert "\\x1b[2J" in says("plan", *words)
+    assert "no commercial use" in says("build", *words, "--out", out, "--workers", 1)
+    assert "\\x1b[2J" in says("info", out)
+    assert "\\u001b[2J" in says("info", out, "--json")
+    assert "is not in UTF-8" in says("plan", *words, "--study", "\udcff")
+    assert "no channel" in says("plan", *words, "--channels", f"{command}=x")
+    path = out / "shards" / "000000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, table.schema.field(0), pa.array([command] * len(table))), path)
+    assert "sample \\x1b[2J" in says("verify", out)

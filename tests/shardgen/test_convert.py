@@ -97,9 +97,10 @@ def test_crops_around_objects_are_those_of_the_field_and_what_leaves_it_is_count
     assert list(verify(tmp_path / "out")) == []
     if by == "objects":
         assert plan.samples == len(inside)
+        assert describe(plan, "")["objects at the edge"] == len(expected) - len(inside)
     else:
         assert plan.samples is None
-        assert describe(plan, "")["samples"] == "by the objects of the masks"
+        assert describe(plan, "")["samples"] == "not known before the masks are read"
 
 
 def test_a_table_and_masks_of_the_same_objects_give_the_same_samples(
@@ -162,7 +163,7 @@ def test_background_is_left_out_by_the_stated_rule_and_counted(
     assert [(row["field"], row["top"], row["left"]) for row in rows] == [("1", 0, 0)]
     assert (manifest.samples, manifest.left_out) == (1, {"background": 11})
     assert sum(manifest.splits.values()) == 1
-    with pytest.raises(SourceError, match=r"there is no sample; left out: .*background.*12"):
+    with pytest.raises(SourceError, match=r"there is no sample; left out: 12 background"):
         build(replace(plan, levels={0: 60_000.0}, sha256="0" * 64), tmp_path / "none", workers=1)
     with pytest.raises(SourceError, match="no channel 'DNA'"):
         make_plan(archive, Options(min_signal={"DNA": 1.0}), *probe(archive))
@@ -211,6 +212,7 @@ def test_the_commands_say_what_was_cut_and_left_out(
     assert built.returncode == 0, built.stderr
     manifest = read_manifest(tmp_path / "out")
     assert f"samples                      {manifest.samples}" in planned.stdout
+    assert f", {manifest.left_out['edge']} left out (edge), " in built.stdout
     assert f"{manifest.left_out['edge']} edge" in shardgen("info", tmp_path / "out").stdout
     assert manifest.options["objects"] == "cells.csv"
     failed = shardgen("plan", tmp_path / "raw", *said[:2], "--objects", tmp_path / "none.csv", "--tile", "12")

@@ -61,7 +61,7 @@ def test_rows_of_other_wells_and_plates_change_nothing() -> None:
     [
         ("well,x\nA1,1\nA01,2\nA2,1\nB1,1\n", "twice"),
         ("well,x\nA1,1\n", r"lacks 2 of 3 wells: p/A2, p/B1"),
-        ("plate,well,x\nq,A1,1\n", r"the table's plates: q"),
+        ("plate,well,x\nq,A1,1\n", r"has plate q, the archive has plate p; name them alike"),
         ("well,split\nA1,1\n", "'split'"),
         ("well,shard\nA1,1\n", "'shard'"),
         ("well,x,x\nA1,1,2\nA2,1,2\nB1,1,2\n", "'x'"),

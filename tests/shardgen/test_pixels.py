@@ -62,3 +62,12 @@ def test_a_plane_of_another_form_is_refused(tmp_path: Path, pixels: np.ndarray) 
     tifffile.imwrite(tmp_path / "a.tif", pixels, metadata=None)
     with pytest.raises(SourceError, match=r"a.tif is uint.* the archive's first plane is uint16 \(4, 5\)"):
         read_plane(open_files(tmp_path), Plane("a.tif"), "tiff", np.zeros((4, 5), np.uint16))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_pixels_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    pixels = np.ones((4, 5), np.float32)
+    pixels[1, 2] = value
+    tifffile.imwrite(tmp_path / "a.tif", pixels, metadata=None)
+    with pytest.raises(SourceError, match=r"a\.tif has 1 pixels that are NaN or infinite"):
+        read_plane(open_files(tmp_path), Plane("a.tif"), "tiff", np.zeros((4, 5), np.float32))

@@ -137,7 +137,7 @@ def test_folds_keep_groups_whole_and_are_of_like_size(split_by: str) -> None:
 
 
 def test_a_column_to_stratify_by_must_be_a_label() -> None:
-    with pytest.raises(SourceError, match="stratify_by 'drugs' is not a label: drug"):
+    with pytest.raises(SourceError, match="--stratify-by 'drugs' is not a label; did you mean 'drug'"):
         make_plan(archive(), Options(stratify_by="drugs"), "uint8", (20, 30))
 
 
@@ -171,12 +171,17 @@ def test_shards_hold_all_fields_in_order_and_no_more_than_asked() -> None:
 def test_options_that_do_not_fit_the_archive_are_refused() -> None:
     with pytest.raises(SourceError, match="tile 21 is larger"):
         make_plan(archive(), Options(tile=21), "uint8", (20, 30))
-    with pytest.raises(SourceError, match=r"split_by 'dose'.*drug"):
+    with pytest.raises(SourceError, match=r"--split-by 'dose' is .*drug"):
         make_plan(archive(), Options(split_by="dose"), "uint8", (20, 30))
     with pytest.raises(ValueError, match="add up to 1"):
         Options(splits={"train": 0.5, "val": 0.4})
     with pytest.raises(ValueError, match="add up to 1"):
         Options(splits={"train": 1.5, "val": -0.5})
+    with pytest.raises(ValueError, match="add up to 1"):
+        Options(splits={"train": float("nan")})
+    make_plan(archive(), Options(folds=12), "uint8", (20, 30))
+    with pytest.raises(SourceError, match=r"--folds 13 is more than there are groups.* 12"):
+        make_plan(archive(), Options(folds=13), "uint8", (20, 30))
 
 
 def test_fields_whose_sample_names_would_be_one_are_refused() -> None:

@@ -91,14 +91,14 @@ def test_fields_without_any_plane_of_the_channels_are_not_taken() -> None:
     ("wanted", "said"),
     [
         ({"plates": ("p3",)}, "no plate 'p3'; did you mean 'p"),
-        ({"wells": ("H12",)}, "1 wells are not there: H12"),
+        ({"wells": ("H12",)}, "wells that are not there: H12; there are A1, A2"),
         ({"wells": ("p9/A1",)}, "p9/A1"),
         ({"fields": ("7",)}, "no field '7'"),
         ({"channels": {"DNAA": "DNAA"}}, "no channel 'DNAA'; did you mean 'DNA'"),
         ({"channels": {"DNA": "x", "Actin": "x"}}, "two channels have one name"),
         ({"where": {"drugs": ("taxol",)}}, "no label column 'drugs'; did you mean 'drug'"),
         ({"where": {"drug": ("taxl",)}}, "no drug 'taxl'; did you mean 'taxol'"),
-        ({"z": 9}, "no field has z 9; there are 0, 1, 2"),
+        ({"z": 9}, "no field has z 9; known: 0, 1, 2"),
     ],
 )
 def test_what_is_not_there_is_named_with_what_is(wanted: dict[str, object], said: str) -> None:

@@ -14,8 +14,11 @@ from archive_server import ArchiveServer
 from bie_stream.shards import Channel
 from shardgen.archive import Archive, Field, Plane
 from shardgen.files import Transfer, open_files
-from shardgen.pixels import read_field
-from shardgen.transfer_size import TransferSize, transfer_size
+from shardgen.find import find
+from shardgen.pixels import probe, read_field
+from shardgen.plan import Options, make_plan
+from shardgen.request import Request
+from shardgen.transfer_size import TransferSize, to_fetch, transfer_size
 
 FAST = Transfer(timeout_s=0.3, pause_s=0.01, longest_pause_s=0.05)
 SHAPE = (8, 10)
@@ -123,13 +126,27 @@ def test_chunks_of_zarr_are_at_most_their_pixels(
 @pytest.mark.parametrize(
     ("size", "said"),
     [
-        (TransferSize(0, 0), "0 bytes in 0 files"), (TransferSize(999, 1), "999 bytes in 1 files"),
+        (TransferSize(0, 0), "0 bytes in 0 files"), (TransferSize(999, 1), "999 bytes in 1 file"),
         (TransferSize(24_912_345_678, 34_560, exactness="about"), "about 24.9 GB in 34,560 files"),
         (TransferSize(3_100_000_000_000, 7, "chunks", "at most"), "at most 3.1 TB in 7 chunks"),
     ],
 )  # fmt: skip
 def test_a_size_is_said_for_a_person(size: TransferSize, said: str) -> None:
     assert str(size) == said
+
+
+def test_of_a_plan_only_its_own_fields_count_and_their_masks_too(tmp_path: Path, raw: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for field in (1, 2):
+        tifffile.imwrite(tmp_path / f"masks/A1_s{field}.tif", np.ones((12, 16), np.uint16), metadata=None)
+    (tmp_path / "cells.csv").write_text("well,field,y,x\nA1,1,5,5\nB1,2,5,5\n")
+    one = (raw / "A01_s1_w1.tif").stat().st_size
+    said = []
+    for ask in ({"objects": tmp_path / "cells.csv"}, {"masks": f"{tmp_path}/masks/{{well}}_s{{field}}.tif"}):
+        found = find(str(raw), Request(pattern="{well}_s{field}_w{channel}.tif", **ask))  # type: ignore[arg-type]
+        said.append(to_fetch(make_plan(found, Options(tile=4), *probe(found))))
+    assert said[0] == f"{4 * one / 1e3:.1f} kB in 4 files"
+    assert said[1] == f"about {20 * one / 1e3:.1f} kB in 20 files; of masks {2 * one / 1e3:.1f} kB in 2 files"
 
 
 def test_a_plan_says_what_will_be_fetched(raw: Path, shardgen: Callable[..., subprocess.CompletedProcess[str]]) -> None:

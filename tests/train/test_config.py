@@ -1,10 +1,12 @@
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
+from bie_stream.augment import Augment
 from bie_stream.errors import ConfigError
-from train.config import VQVAEConfig, load_config
+from train.config import AugmentConfig, VQVAEConfig, load_config
 
 MINIMAL = {"run_dir": "runs/x", "data": {"path": "shards/x"}, "model": {"kind": "vqvae"}, "training": {"steps": 100}}
 
@@ -23,6 +25,11 @@ def file(tmp_path: Path) -> Path:
         ("model.code=3", "unknown key model.code; did you mean 'codes'?"),
         ("trainig.steps=3", "unknown key trainig; did you mean 'training'?"),
         ("data.augment.flp=true", "unknown key data.augment.flp; did you mean 'flip'?"),
+        ("data.augment.rotate=10", "unknown key data.augment.rotate; did you mean 'rotate_deg'?"),
+        ("data.augment.rotate_deg=270", "data.augment: rotate_deg 270 should be between 0, which is off, and 180"),
+        ("data.augment.noise=.nan", "data.augment: noise nan should be between 0, which is off, and 10"),
+        ("data.augment.scale=[0.2, 1]", "data.augment: scale [0.2, 1] should be [least, greatest] between 0.5 and 2"),
+        ("data.augment.scale=2", "data.augment.scale: Input should be a valid tuple, given 2"),
         ("training.steps=many", "training.steps: Input should be a valid integer"),
         ("optimiser.name=adamwx", "timm has no optimiser 'adamwx'; did you mean 'adamw'?"),
         ("data.crop=100", "data.crop 100 must be a multiple of model.stride 16"),
@@ -46,8 +53,16 @@ def test_an_override_wins_over_the_file_and_is_read_as_yaml(file: Path) -> None:
     assert config.data.channels == ("DNA", "Actin")
 
 
+def test_augmentation_is_configured_as_the_library_has_it(file: Path) -> None:
+    assert Augment(**load_config(file).data.augment.model_dump()) == Augment()
+    config = load_config(file, ["data.augment.scale=[0.8, 1.25]", "data.augment.blur_px=2"])
+    expected = Augment(scale=(0.8, 1.25), blur_px=2.0)
+    assert Augment(**config.data.augment.model_dump()) == expected
+    assert set(AugmentConfig.model_fields) == {field.name for field in fields(Augment)}
+
+
 def test_the_resolved_configuration_reads_back_as_itself(file: Path, tmp_path: Path) -> None:
-    config = load_config(file)
+    config = load_config(file, ["data.augment.scale=[0.8, 1.25]"])
     again = tmp_path / "again.yaml"
     again.write_text(config.yaml())
     assert load_config(again) == config

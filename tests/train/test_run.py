@@ -85,7 +85,7 @@ def test_tensorboard_holds_losses_speed_perplexity_and_pictures(run: Path) -> No
     [
         ("data.bach_size=3", "did you mean 'batch_size'"),
         ("data.channels=[DNAA]", "has no channel 'DNAA'; did you mean 'DNA'"),
-        ("data.path=nowhere", "no dataset at nowhere"),
+        ("data.path=nowhere", "nowhere: dataset.json is missing"),
         ("data.split=tarin", "did you mean 'train'"),
     ],
 )

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import tifffile
+from archive_server import ArchiveServer
 from command_line import ROOT
 
 from bie_stream.errors import SourceError, SourceMissing
@@ -159,6 +160,9 @@ def test_numbers_that_no_instrument_counts_to_are_no_numbers() -> None:
     names = [f"TimePoint_{digits}/", f"ZStep_{digits}/"]
     names += [f"p_A01_s{digits}.tif", f"p_A01_w{digits}.tif", f"p_A01_w{digits}{HOECHST[-40:]}"]
     assert not there(names)
+    tree = dict.fromkeys((f"/top/{name}" for name in names), b"")
+    with ArchiveServer(tree) as server, pytest.raises(SourceError, match="holds no image of MetaXpress"):
+        find(open_files(f"{server.url}/top"), "", "p")
 
 
 def test_two_files_for_one_plane_are_an_error(tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 from archive_server import DATA, ArchiveServer
 
-from bie_stream.errors import SourceError
+from bie_stream.errors import SourceError, SourceMissing
 from bie_stream.shards import Channel
 from shardgen.archive import Field, Layout, Plane
 from shardgen.endpoints import Endpoints
 from shardgen.files import Transfer, open_files
 from shardgen.labels import labels_of
 from shardgen.request import Request
+from shardgen.select import Selection
+from shardgen.studies import idr0006
 from shardgen.studies.idr import (
     Screen,
     citation,
@@ -190,3 +192,11 @@ def test_channels_have_the_names_of_the_study_where_there_are_as_many(tmp_path: 
     assert channels_of(tmp_path / "b", {"p": 3}) == ["1", "2", "3"]
     with pytest.raises(SourceError, match="plate q has 1 channels, those before it 2"):
         channels_of(tmp_path / "c", {"p": 2, "q": 1})
+
+
+@real
+def test_a_plate_that_the_server_lacks_is_named() -> None:
+    with ArchiveServer() as server:
+        request = Request(endpoints=Endpoints(**server.endpoints), selection=Selection(plates=("11001", "11002")))
+        with pytest.raises(SourceMissing, match=r"plate 11002: .*11002_Plate_137.* is not there .* with --plates"):
+            find(idr0006.SCREEN, request)

@@ -1,0 +1,21 @@
+"""bie_stream.Loader, through its public interface."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import bie_stream
+from bie_stream.loader import Backend
+from bench.works import Work
+
+
+def batches(folder: Path, work: Work, workers: int, backend: Backend) -> Iterator[torch.Tensor]:
+    """See bench.peers."""
+    loader = bie_stream.Loader(
+        bie_stream.open(folder), work.batch, crop=work.crop, augment=bie_stream.Augment(quarter_turn=False),
+        backend=backend, threads=workers,
+    )  # fmt: skip
+    while True:
+        for batch in loader:
+            yield batch.images
