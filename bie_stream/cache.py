@@ -62,7 +62,7 @@ class Piece(NamedTuple):
 class Kept(NamedTuple):
     """A file of the cache: its bytes, and when it was used last (seconds of the clock)."""
 
-    path: Path
+    path: str
     bytes: int
     used: float
 
@@ -98,8 +98,13 @@ def open_cache(limit: int | None) -> "Cache | None":
 
     Args:
         limit: bytes; None for `$BIE_STREAM_CACHE_GB`, else 64 GiB, and never more than half of the free space.
+
+    Raises:
+        DatasetError: folder or limit are none.
     """
     limit = cache_limit(os.environ) if limit is None else limit
+    if limit is not None and limit < 0:
+        raise DatasetError(f"cache_bytes {limit}: expected a number of bytes, 0 for nothing")
     return None if limit == 0 else _cache(cache_folder(os.environ), limit)
 
 
@@ -145,7 +150,7 @@ class Cache:
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
         self._folder, self._limit = folder, limit
-        self._verified: dict[Piece, tuple[int, int]] = {}  # file that was
+        self._verified: dict[Piece, tuple[int, int]] = {}  # number and time of the file whose checksum was right
         self._room = 0  # bytes that may be written before the folder is looked through again
         self._resting_until = float("-inf")
         self._warned = False
@@ -177,7 +182,7 @@ class Cache:
             checksum = _checksum(data)
             with self._lock:  # one at a time, so that no more is written than there is room for
                 if self._make_room(len(data) + _CHECKSUM):
-                    self._verified[piece] = _write(self._path(piece), data, checksum)
+                    self._believe(piece, _write(self._path(piece), data, checksum))
         except OSError as error:
             self._rest(error)
 
@@ -212,13 +217,16 @@ class Cache:
                 _log.warning("%s is damaged and will be fetched anew", path)
                 path.unlink()
                 return False
-            if len(self._verified) >= _REMEMBERED:
-                self._verified.clear()
-            self._verified[piece] = identity
+            self._believe(piece, identity)
         if time.time() - found.st_atime > _TOUCH_S:
             with contextlib.suppress(OSError):  # of a folder that may only be read
                 os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
         return True
+
+    def _believe(self, piece: Piece, identity: tuple[int, int]) -> None:
+        if len(self._verified) >= _REMEMBERED:
+            self._verified.clear()
+        self._verified[piece] = identity
 
     def _make_room(self, size: int) -> bool:
         """Whether so many bytes may be written."""
@@ -233,9 +241,9 @@ class Cache:
         kept = list(_kept(self._folder))
         total = sum(file.bytes for file in kept)
         limit = _half_of_free(self._folder, total) if self._limit is None else self._limit
-        whole = (file for file in kept if file.path.suffix != PARTIAL)
+        whole = (file for file in kept if not file.path.endswith(PARTIAL))
         for file in least_recent(whole, total + size - limit * 7 // 8):
-            file.path.unlink(missing_ok=True)
+            Path(file.path).unlink(missing_ok=True)
             total -= file.bytes
         return min(limit - total, max(size, (limit - total) // _SHARERS))
 
@@ -277,13 +285,12 @@ def _kept(folder: Path) -> Iterator[Kept]:
 
 
 def _looked_at(entry: "os.DirEntry[str]") -> Kept | None:
-    path = Path(entry.path)
     try:
         found = entry.stat()
-        if path.suffix == PARTIAL and time.time() - found.st_mtime > _ABANDONED_S:
-            path.unlink()
+        if entry.name.endswith(PARTIAL) and time.time() - found.st_mtime > _ABANDONED_S:
+            Path(entry.path).unlink()
             return None
-        return Kept(path, found.st_size, max(found.st_atime, found.st_mtime))
+        return Kept(entry.path, found.st_size, max(found.st_atime, found.st_mtime))
     except FileNotFoundError:  # gone meanwhile
         return None
 
@@ -293,7 +300,7 @@ def _half_of_free(folder: Path, kept: int) -> int:
 
 
 def _write(path: Path, data: memoryview, checksum: bytes) -> tuple[int, int]:
-    """Writes a piece that appears whole; which file it is then."""
+    """Writes a piece that appears whole; number and time of its file. It is not synced: a look tells if it was lost."""
     path.parent.mkdir(exist_ok=True)
     handle, partial = tempfile.mkstemp(PARTIAL, f"{path.name}.", path.parent)
     try:

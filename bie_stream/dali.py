@@ -81,7 +81,7 @@ def _inputs(piece: Piece, settings: Settings) -> Inputs:
 
 def _take(pipeline: Pipeline, work: Work, settings: Settings) -> torch.Tensor:
     (output,) = pipeline.share_outputs()
-    shared = torch.utils.dlpack.from_dlpack(output.as_tensor())  # DALI's own memory, which it writes to again after the release
+    shared = torch.utils.dlpack.from_dlpack(output.as_tensor())  # memory that DALI writes to again after the release
     batch = shared.to(settings.dtype, copy=True) if not settings.finished else shared.clone()
     if batch.is_cuda:
         torch.cuda.current_stream().synchronize()

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,18 @@ import pyarrow.compute as pc
 from bie_stream import codecs
 from bie_stream.errors import DatasetError, SampleError, nearest
 from bie_stream.folder import Folder, Location, folder_at
-from bie_stream.shards import ChannelStatistics, Manifest, crc32c, read_manifest, read_shard_table, read_table
+from bie_stream.shards import (
+    TABLES_AT_ONCE,
+    ChannelStatistics,
+    Manifest,
+    crc32c,
+    read_manifest,
+    read_rows,
+    read_shard_table,
+    read_table,
+)  # fmt: skip
 from bie_stream.store import LocalStore, Store, open_store
 
-_PLACE = ("shard", "offset", "size", "crc32c")
 _FIRST = ("offset", "size", "crc32c", "shape", "split")  # what is needed before anyone asks for more
 
 
@@ -46,25 +55,57 @@ def open(  # noqa: A001 - the public name is bie_stream.open, as in zarr.open
         raise DatasetError(f"channels {wanted} must name each channel once, and at least one")
     if split is not None and split not in manifest.splits:
         raise DatasetError(f"{folder} has no split {split!r}; {nearest(split, list(manifest.splits))}")
-    first = read_table(folder, manifest, _FIRST)
+    samples = _Samples(folder, manifest)
     store = open_store(folder, manifest.shards, cache_bytes)
-    rows = None if split is None else np.flatnonzero(pc.equal(first["split"], split).to_numpy())
-    return Dataset(folder, manifest, _Samples(first, folder, manifest), rows, tuple(map(known.index, wanted)), store)
+    rows = None if split is None else np.flatnonzero(samples.split == list(manifest.splits).index(split))
+    return Dataset(folder, manifest, samples, rows, tuple(map(known.index, wanted)), store)
 
 
 class _Samples:
-    """All samples of a dataset: where each one's bytes lie, its shape, and whether its checksum has been verified."""
+    """All samples of a dataset, in 30 bytes each: of ten million, no more is kept than a loader needs.
 
-    def __init__(self, first: pa.Table, folder: Folder, manifest: Manifest) -> None:
-        self.place = [first[name].to_numpy() for name in _PLACE]
-        shapes = pc.list_flatten(first["shape"]).to_numpy().reshape(-1, 3)
-        alike = len(shapes) > 0 and bool((shapes == shapes[0]).all())
-        self.shapes = np.broadcast_to(shapes[0], shapes.shape) if alike else shapes  # which takes no memory
-        self.begins = np.zeros(len(first), np.uint16)  # of the pixels of an npy in its bytes; 0: not verified yet
+    Attributes:
+        shard, offset, size, crc32c: [N] where the bytes of each lie, and their checksum.
+        split: [N] its number among the manifest's splits.
+        shapes: [N, 3]; where all are alike they take no memory.
+        begins: [N] where in its bytes the pixels of an npy begin; 0 while its checksum has not been verified.
+    """
+
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+        ends = np.cumsum([shard.samples for shard in manifest.shards], dtype=np.int64)
+        count = int(ends[-1]) if len(ends) else 0
+        self.shard, self.split = np.empty(count, np.int32), np.empty(count, np.int8)
+        self.offset, self.size, self.crc32c = (np.empty(count, kind) for kind in (np.int64, np.uint32, np.uint32))
+        self.begins = np.zeros(count, np.uint16)
+        shapes: list[npt.NDArray[np.int32]] = [np.empty((0, 3), np.int32)] * len(ends)
+        splits = pa.array(list(manifest.splits), pa.string())
+
+        def read(number: int) -> None:
+            rows = read_rows(folder, number, manifest, _FIRST)
+            own = slice(ends[number] - len(rows), ends[number])
+            self.shard[own] = number
+            for name in ("offset", "size", "crc32c"):
+                getattr(self, name)[own] = rows[name].to_numpy()
+            self.split[own] = pc.fill_null(pc.index_in(rows["split"], splits), -1).to_numpy()
+            found = pc.list_flatten(rows["shape"]).to_numpy().reshape(-1, 3)
+            shapes[number] = found[:1] if (found == found[:1]).all() else found
+
+        with ThreadPoolExecutor(TABLES_AT_ONCE) as pool:  # of a store each one is a request
+            for _ in pool.map(read, range(len(ends))):
+                pass
+        self.shapes = self._joined(shapes, manifest)
         if (self.shapes[:, 0] != len(manifest.channels)).any():
             raise DatasetError(
                 f"{folder} has samples of another number of channels than the {len(manifest.channels)} named"
             )
+
+    def _joined(self, shapes: list[npt.NDArray[np.int32]], manifest: Manifest) -> npt.NDArray[np.int32]:
+        """[N, 3] of shards that have a shape for each sample, or one for all of theirs."""
+        some = np.concatenate([np.empty((0, 3), np.int32), *shapes])
+        if len(some) and (some == some[0]).all():
+            return np.broadcast_to(some[0], (len(self.begins), 3))
+        each = ((own, of.samples) for own, of in zip(shapes, manifest.shards, strict=True) if len(own))
+        return np.concatenate([np.empty((0, 3), np.int32), *(np.broadcast_to(own, (n, 3)) for own, n in each)])
 
 
 class Dataset:
@@ -101,7 +142,8 @@ class Dataset:
     @functools.cached_property
     def shapes(self) -> npt.NDArray[np.int32]:
         """[N, 2] height and width of each sample, in pixels."""
-        return self._of_own(self._samples.shapes)[:, 1:]
+        shapes = self._samples.shapes[:, 1:]
+        return np.broadcast_to(shapes[0], (len(self), 2)) if shapes.strides[0] == 0 else self._of_own(shapes)
 
     def stored_shapes(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """[B, 3] C, Y, X of these samples, with all stored channels."""
@@ -110,7 +152,7 @@ class Dataset:
     @property
     def shards(self) -> npt.NDArray[np.int32]:
         """[N] which shard each sample is in."""
-        return self._of_own(self._samples.place[0])
+        return self._of_own(self._samples.shard)
 
     def select(self, rows: pc.Expression | npt.NDArray[np.bool_]) -> "Dataset":
         """The samples for which a pyarrow expression on the table, or a mask over its rows, is true."""
@@ -141,7 +183,8 @@ class Dataset:
             SampleError: they cannot be read, or are not those that were written.
         """
         row = self._row(sample)
-        shard, offset, size, expected = (int(column[row]) for column in self._samples.place)
+        of = self._samples
+        shard, offset, size, expected = (int(column[row]) for column in (of.shard, of.offset, of.size, of.crc32c))
         data = self.store.read(shard, offset, size)
         if not self._samples.begins[row]:
             if (found := crc32c(data)) != expected:
@@ -166,8 +209,9 @@ class Dataset:
         """[B] where in memory the pixels [C, Y, X] of samples begin that are verified; only of a dataset `in_place`."""
         assert isinstance(self.store, LocalStore), "asked for only where in_place"
         rows = self._row(samples)
-        shard, offset, _, _ = (column[rows] for column in self._samples.place)
-        return self.store.addresses(shard) + offset + self._samples.begins[rows]
+        of = self._samples
+        begins: npt.NDArray[np.int64] = self.store.addresses(of.shard[rows]) + of.offset[rows]
+        return begins + of.begins[rows]
 
     def _key(self, shard: int, offset: int) -> str:
         table = read_shard_table(self.folder, self.manifest.shards[shard].name, self.manifest, ["key", "offset"])

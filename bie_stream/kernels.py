@@ -40,22 +40,32 @@ _bits: Any = intrinsic(_to_bits)
 _carray: Any = numba.carray  # type: ignore[attr-defined]  # public, though not in its list
 
 
-def _stored(value: Any, out: Any) -> Any:
-    """A float32 in the type of the batch; uint16 stands for the bits of bfloat16, which NumPy does not have."""
+def _stored(value: Any, out: Any, source: Any) -> Any:
+    """A float32 in the type of the batch; uint16 stands for the bits of bfloat16, which NumPy does not have.
+
+    Args:
+        source: array that the value comes from: of integers it is never NaN.
+    """
     raise AssertionError("for compiled functions only")
 
 
 @overload(_stored)
-def _stored_compiled(value: Any, out: Any) -> Any:
-    def bfloat16(value: Any, out: Any) -> Any:  # the nearest, of two the even one
+def _stored_compiled(value: Any, out: Any, source: Any) -> Any:
+    def bfloat16(value: Any, out: Any, source: Any) -> Any:  # the nearest, of two the even one
+        bits = _bits(value)
+        return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+    def bfloat16_or_nan(value: Any, out: Any, source: Any) -> Any:
         bits = _bits(value)
         rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
         return np.uint16(0x7FC0) if value != value else np.uint16(rounded)
 
-    def as_it_is(value: Any, out: Any) -> Any:
+    def as_it_is(value: Any, out: Any, source: Any) -> Any:
         return value
 
-    return bfloat16 if out.dtype == numba.types.uint16 else as_it_is
+    if out.dtype != numba.types.uint16:
+        return as_it_is
+    return bfloat16_or_nan if isinstance(source.dtype, numba.types.Float) else bfloat16
 
 
 @compiled
@@ -121,10 +131,10 @@ def _straight(
         row, out = plane[top + (height - 1 - y if flip_y else y), left : left + width], image[y]
         if flip_x:
             for x in range(width):
-                out[x] = _stored((((np.float32(row[_U(width - 1 - x)]) - shift) * scale) - mean) * by, out)
+                out[x] = _stored((((np.float32(row[_U(width - 1 - x)]) - shift) * scale) - mean) * by, out, plane)
         else:
             for x in range(width):
-                out[x] = _stored((((np.float32(row[x]) - shift) * scale) - mean) * by, out)
+                out[x] = _stored((((np.float32(row[x]) - shift) * scale) - mean) * by, out, plane)
 
 
 @compiled
@@ -145,4 +155,4 @@ def _turned(
         for y in range(height):
             column, out = _U(height - 1 - y if flip_y else y), image[y, first : first + count]
             for i in range(count):
-                out[i] = _stored(rows[i, column], out)
+                out[i] = _stored(rows[i, column], out, plane)

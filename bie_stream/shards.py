@@ -38,7 +38,7 @@ SHARDS = "shards"
 LARGEST_TABLE_BYTES = 2**30  # of a shard, unpacked
 _BLOCK = 512
 _PIECE = 2**18  # stays in the processor's cache while it is checksummed, hashed and written
-_TABLES_AT_ONCE = 16
+TABLES_AT_ONCE = 16
 _RECORD = 20 * _BLOCK  # tar pads its end to whole records
 _OF_PAYLOAD = ("offset", "size", "crc32c")  # what only the table knows of a sample
 
@@ -281,25 +281,32 @@ def read_manifest(dataset: Location) -> Manifest:
         raise DatasetError(f"{folder}/{MANIFEST} is not a manifest of version 1: {where}: {first['msg']}") from error
 
 
-def read_table(dataset: Location, manifest: Manifest, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(dataset: Location, manifest: Manifest) -> pa.Table:
     """One row per sample of the whole dataset, in order; a column `shard` (int32) numbers the manifest's shards.
-
-    Args:
-        columns: only these, besides `shard`.
 
     Raises:
         DatasetError: a shard is missing, cut short, or disagrees with the manifest.
     """
     folder = folder_at(dataset)
     try:
-        with ThreadPoolExecutor(_TABLES_AT_ONCE) as pool:  # of a store each one is a request
+        with ThreadPoolExecutor(TABLES_AT_ONCE) as pool:  # of a store each one is a request
             numbers = range(len(manifest.shards))
-            return pa.concat_tables(pool.map(lambda number: _table(folder, number, manifest, columns), numbers))
+            return pa.concat_tables(pool.map(lambda number: _numbered(folder, number, manifest), numbers))
     except pa.ArrowInvalid as error:  # no shard at all, or label columns of different types
         raise DatasetError(f"the tables of {folder} do not make one: {error}") from error
 
 
-def _table(folder: Folder, number: int, manifest: Manifest, columns: Sequence[str] | None) -> pa.Table:
+def _numbered(folder: Folder, number: int, manifest: Manifest) -> pa.Table:
+    table = read_rows(folder, number, manifest)
+    return table.append_column(pa.field("shard", pa.int32()), pa.array(np.full(len(table), number, np.int32)))
+
+
+def read_rows(folder: Folder, number: int, manifest: Manifest, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of the shard of that number, held against the manifest; raises as `read_table`.
+
+    Args:
+        columns: only these.
+    """
     shard = manifest.shards[number]
     tar, found = f"{folder}/{shard_file(shard.name)}", folder.size(shard_file(shard.name))
     if found != shard.bytes:
@@ -311,7 +318,7 @@ def _table(folder: Folder, number: int, manifest: Manifest, columns: Sequence[st
     table = read_shard_table(folder, shard.name, manifest, columns)
     if table.num_rows != shard.samples:
         raise DatasetError(f"table of {tar} has {table.num_rows} rows, the manifest says {shard.samples}")
-    return table.append_column(pa.field("shard", pa.int32()), pa.array(np.full(len(table), number, np.int32)))
+    return table
 
 
 def read_shard_table(

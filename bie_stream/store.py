@@ -119,7 +119,8 @@ class RemoteStore:
         missing = [piece for piece, view in zip(pieces, kept, strict=True) if view is None]
         flights = {piece: self._flight(shard, self._asked_of(piece, offset, end)) for piece in missing}
         self._count(hits=len(pieces) - len(missing), misses=len(missing))
-        views = [view or self._landed(shard, piece, flights[piece], offset, end) for piece, view in zip(pieces, kept)]
+        landed = (self._landed(shard, piece, flights[piece], offset, end) for piece in missing)
+        views = [next(landed) if view is None else view for view in kept]
         return views[0] if len(views) == 1 else memoryview(b"".join(views))
 
     def prefetch(self, shard: int, offset: int, size: int) -> None:
@@ -213,8 +214,10 @@ class RemoteStore:
                 f"{self._where(shard)}, bytes {part.start}..{part.stop}: {said(error)}; see the network and the store"
             ) from error
         found = self._kept(piece, start, stop)
-        if found is not None or len(data) == part.stop - part.start:
-            return found or data
+        if found is not None:
+            return found
+        if len(data) == part.stop - part.start:
+            return data
         return memoryview(bytes(data[part.start - piece.start : part.stop - piece.start]))  # so that the rest can go
 
     def _fetch_ahead(self, shard: int, piece: Piece) -> None:

@@ -123,8 +123,8 @@ def test_the_limit_holds_and_those_used_least_lately_go(tmp_path: Path) -> None:
 
 
 def test_least_recent_are_just_as_many_as_must_go() -> None:
-    kept = [Kept(Path(str(number)), 10, used) for number, used in enumerate([5.0, 1.0, 3.0, 4.0])]
-    assert [file.path.name for file in least_recent(kept, 11)] == ["1", "2"]
+    kept = [Kept(str(number), 10, used) for number, used in enumerate([5.0, 1.0, 3.0, 4.0])]
+    assert [file.path for file in least_recent(kept, 11)] == ["1", "2"]
     assert least_recent(kept, 0) == least_recent(kept, -100) == []
     assert len(least_recent(kept, 1000)) == 4
 
@@ -263,7 +263,7 @@ def test_processes_at_once_stay_under_the_limit_and_read_no_wrong_byte(tmp_path:
             assert found in (None, _data(number))
             return found is not None
         with ThreadPoolExecutor(4) as pool:
-            print(sum(pool.map(use, [chance.randrange(80) for _ in range(700)])))
+            print(sum(pool.map(use, [chance.randrange(80) for _ in range(300)])))
     """
     readers = [_run(code, tmp_path, seed) for seed in range(3)]
     most = 0
@@ -274,7 +274,7 @@ def test_processes_at_once_stay_under_the_limit_and_read_no_wrong_byte(tmp_path:
         hits, said = reader.communicate()
         assert reader.returncode == 0, said
         assert said == ""
-        assert int(hits) > 100
+        assert int(hits) > 30
     assert limit // 2 < most <= limit
 
 
@@ -300,6 +300,8 @@ def test_folder_and_limit_are_the_users(tmp_path: Path, monkeypatch: pytest.Monk
             cache_limit({"BIE_STREAM_CACHE_GB": wrong})
     monkeypatch.setenv("BIE_STREAM_CACHE", str(tmp_path))
     assert open_cache(0) is None
+    with pytest.raises(DatasetError, match="cache_bytes -1: expected a number of bytes"):
+        open_cache(-1)
     assert open_cache(None) is open_cache(None)
     monkeypatch.setenv("BIE_STREAM_CACHE_GB", "0")
     assert open_cache(None) is None
