@@ -75,7 +75,8 @@ class _Samples:
         ends = np.cumsum([shard.samples for shard in manifest.shards], dtype=np.int64)
         count = int(ends[-1]) if len(ends) else 0
         self.shard, self.split = np.empty(count, np.int32), np.empty(count, np.int8)
-        self.offset, self.size, self.crc32c = (np.empty(count, kind) for kind in (np.int64, np.uint32, np.uint32))
+        self.offset = np.empty(count, np.int64)
+        self.size, self.crc32c = np.empty(count, np.uint32), np.empty(count, np.uint32)
         self.begins = np.zeros(count, np.uint16)
         shapes: list[npt.NDArray[np.int32]] = [np.empty((0, 3), np.int32)] * len(ends)
         splits = pa.array(list(manifest.splits), pa.string())
@@ -147,7 +148,7 @@ class Dataset:
 
     def stored_shapes(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """[B, 3] C, Y, X of these samples, with all stored channels."""
-        return self._samples.shapes[self._row(samples)].astype(np.int64)
+        return self._samples.shapes[self._in(samples)].astype(np.int64)
 
     @property
     def shards(self) -> npt.NDArray[np.int32]:
@@ -203,22 +204,24 @@ class Dataset:
 
     def unverified(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """[B] which of these have not been read yet."""
-        return self._samples.begins[self._row(samples)] == 0
+        return self._samples.begins[self._in(samples)] == 0
 
     def addresses(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """[B] where in memory the pixels [C, Y, X] of samples begin that are verified; only of a dataset `in_place`."""
         assert isinstance(self.store, LocalStore), "asked for only where in_place"
-        rows = self._row(samples)
+        rows = self._in(samples)
         of = self._samples
-        begins: npt.NDArray[np.int64] = self.store.addresses(of.shard[rows]) + of.offset[rows]
-        return begins + of.begins[rows]
+        return self.store.addresses(of.shard[rows]) + of.offset[rows] + of.begins[rows]
 
     def _key(self, shard: int, offset: int) -> str:
         table = read_shard_table(self.folder, self.manifest.shards[shard].name, self.manifest, ["key", "offset"])
         keys: list[str] = table.filter(pc.field("offset") == offset)["key"].to_pylist()
         return keys[0]
 
-    def _row(self, samples: "int | npt.NDArray[np.int64]") -> "int | npt.NDArray[np.int64]":
+    def _row(self, sample: int) -> int:
+        return sample if self._rows is None else int(self._rows[sample])
+
+    def _in(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return samples if self._rows is None else self._rows[samples]
 
     def _of_own(self, column: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
