@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Codec = Literal["npy", "tif", "jph", "blosc2"]  # as bie_stream's, which a peer's environment does not have
+PIXELS = "pixels.npy"  # the reference, in the folder of a work
 Pixels = npt.NDArray[np.uint16]  # [C, Y, X], or [N, C, Y, X]
 
 _SCENES, _CELLS, _OFFSET, _FULL = 4, 3e-4, 100, 4095  # cells per pixel; grey values of a 12-bit camera
@@ -40,6 +41,11 @@ class Work:
     std: tuple[float, ...] = ()
 
     @property
+    def images(self) -> str:
+        """Name of the set of images: works of other codecs have the same."""
+        return f"{'x'.join(map(str, self.shape))}-{self.samples}-{self.laps}"
+
+    @property
     def deliverable(self) -> tuple[int, int, int, int]:
         """Shape of a batch."""
         return (self.batch, self.shape[0], self.crop, self.crop)
@@ -58,8 +64,9 @@ WORKS = {
 }
 
 
-def write_pixels(path: Path, work: Work) -> None:
-    """All samples as one .npy file, the reference; beside it their mean and std per channel as JSON."""
+def write_pixels(folder: Path, work: Work) -> None:
+    """All samples as one .npy file; beside it their mean and std per channel as JSON, which is written last."""
+    path = folder / PIXELS
     sums = np.zeros((2, work.shape[0]))
     pixels = np.lib.format.open_memmap(path, "w+", np.uint16, (work.samples, *work.shape))
     for place, image in zip(pixels, _images(work), strict=True):
@@ -69,8 +76,9 @@ def write_pixels(path: Path, work: Work) -> None:
     path.with_suffix(".json").write_text(json.dumps({"mean": list(mean), "std": list(np.sqrt(square - mean**2))}))
 
 
-def read_pixels(path: Path, work: Work) -> tuple[Pixels, Work]:
+def read_pixels(folder: Path, work: Work) -> tuple[Pixels, Work]:
     """The samples [N, C, Y, X], memory-mapped, and the work with their mean and std."""
+    path = folder / PIXELS
     found = json.loads(path.with_suffix(".json").read_text())
     return np.load(path, mmap_mode="r"), replace(work, mean=tuple(found["mean"]), std=tuple(found["std"]))
 

@@ -25,7 +25,7 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
 
 _AT_ONCE_CPU = 2**18  # pixels: what the cache of a core holds
-_AT_ONCE_GPU = 2**24  # pixels: what keeps a GPU busy, in 1 GB
+_AT_ONCE_GPU = 2**24  # pixels: what keeps a GPU busy, in less than 1 GB
 
 
 def add(images: torch.Tensor, noise: Noise) -> None:

@@ -65,7 +65,9 @@ class Arguments:
     bin: Annotated[
         int, _option("Average squares of this many pixels on a side. Default: 1, no loss.", _SAMPLES, min=1, max=64)
     ] = 1
-    tile: Annotated[int | None, _option("Cut fields into squares of this many pixels.", _SAMPLES, min=1)] = None
+    tile: Annotated[
+        int | None, _option("Cut squares of this many pixels: side by side, or around objects.", _SAMPLES, min=1)
+    ] = None
     objects: Annotated[
         Path | None,
         _option("Cut around objects: a CSV or Parquet of `well`, `field`, `y`, `x` in pixels, and labels.", _SAMPLES),
@@ -91,9 +93,9 @@ class Arguments:
     ] = "npy"
     shard_mb: Annotated[int, _option("About how large a shard is, in MiB. Default: 256.", _SAMPLES, min=1)] = 256
 
-    endpoint: Annotated[list[str], _option("NAME=URL, see shardgen/README.md; may be repeated.", _SERVER)] = (
-        dataclasses.field(default_factory=list)
-    )
+    endpoint: Annotated[
+        list[str], _option("NAME=URL of idr_metadata, idr_files, omero, biostudies or s3.", _SERVER)
+    ] = dataclasses.field(default_factory=list)
     connections: Annotated[int, _option("At once to one host, from one process. Default: 8.", _SERVER, min=1)] = 8
     timeout_s: Annotated[
         float,

@@ -106,8 +106,9 @@ def build(
         )  # fmt: skip
         left_out = "".join(f", {count:,} left out ({why})" for why, count in manifest.left_out.items())
         typer.echo(
-            f"{out}: {_counted(manifest.samples, 'sample')} in {_size(manifest)}{left_out}, "
-            f"{_counted(manifest.rejected, 'field')} rejected; next: shardgen verify {shlex.quote(out)}"
+            f"{out}: {_counted(manifest.samples, 'sample')} in {_counted(len(manifest.shards), 'shard')}, "
+            f"{readable_bytes(_bytes(manifest))}{left_out}, {_counted(manifest.rejected, 'field')} rejected; "
+            f"next: shardgen verify {shlex.quote(out)}"
         )
 
 
@@ -120,7 +121,10 @@ def verify(dataset: Folder) -> None:
             faults += 1
             tqdm.write(f"fault: {printable(fault)}", file=sys.stderr)  # above the bar, not behind it
         if faults:
-            raise bie_stream.DatasetError(f"{dataset} has {_counted(faults, 'fault')}")
+            raise bie_stream.DatasetError(
+                f"{dataset} has {_counted(faults, 'fault')}; remove the shards that are named, and the same "
+                "`shardgen build` writes them again"
+            )
         typer.echo(f"{dataset}: sound")
 
 
@@ -140,7 +144,7 @@ def info(dataset: Folder, as_json: Annotated[bool, typer.Option("--json", help="
             "samples": f"{manifest.samples:,} ({', '.join(f'{k} {v:,}' for k, v in manifest.splits.items())})",
             "pixels": manifest.dtype,
             "pixel size": f"{manifest.pixel_size_um} µm" if manifest.pixel_size_um else "not stated",
-            "shards": f"{_size(manifest)}, {manifest.codec}",
+            "shards": f"{len(manifest.shards):,}, {readable_bytes(_bytes(manifest))}, {manifest.codec}",
             "labels": ", ".join(manifest.labels) or "none",
             "rejected fields": manifest.rejected,
             "left out": ", ".join(f"{count:,} {why}" for why, count in manifest.left_out.items()) or "nothing",
@@ -193,8 +197,8 @@ def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
-def _size(manifest: Manifest) -> str:
-    return f"{_counted(len(manifest.shards), 'shard')}, {readable_bytes(sum(s.bytes for s in manifest.shards))}"
+def _bytes(manifest: Manifest) -> int:
+    return sum(shard.bytes for shard in manifest.shards)
 
 
 @contextlib.contextmanager

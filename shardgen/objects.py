@@ -128,7 +128,7 @@ def _parquet(data: bytes, where: str) -> _Table:
         for field in about.schema_arrow:
             _require_kind(field.type, f"{where}: column {field.name!r}")
         # As a dictionary, a long word that every row has takes no more memory than in the file.
-        table = pq.ParquetFile(pa.BufferReader(data), read_dictionary=about.schema_arrow.names).read()
+        table = pq.ParquetFile(pa.BufferReader(data), read_dictionary=about.schema_arrow.names).read(use_threads=False)
         table.validate(full=True)
     except SourceError:
         raise

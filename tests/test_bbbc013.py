@@ -23,7 +23,7 @@ def test_raw_plate_to_label_table(tmp_path: Path) -> None:
             "1=FKHR-GFP,2=DNA", "--plate", "1049", "--labels", PLATE / "wells.csv", *options, "--out", out,
         )  # fmt: skip
         assert build.returncode == 0, build.stderr
-        assert f"{samples} samples" in build.stdout
+        assert f"{samples:,} samples" in build.stdout
         assert command("-m", "shardgen", "verify", out).returncode == 0
     settings = {
         "data.path": fields, "run_dir": run, "training.steps": 40, "training.log_every": 10,

@@ -38,7 +38,7 @@ def batches(folder: Path, work: Work, workers: int) -> Iterator[torch.Tensor]:
     pipeline.build()
     while True:
         (images,) = pipeline.run()
-        yield torch.from_dlpack(images.as_tensor())
+        yield torch.utils.dlpack.from_dlpack(images.as_tensor())
 
 
 def _decoded(payload: Any, work: Work) -> Any:

@@ -9,18 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
-from bench.works import Work
+from bench.works import PIXELS, Work
+from bie_stream.compiled import compiled
 
 _AHEAD = 2  # batches
 
 
 def batches(folder: Path, work: Work, workers: int) -> Iterator[torch.Tensor]:
     """See bench.peers. A batch is good until the next one is asked for."""
-    pixels = np.load(folder / "pixels.npy")
+    pixels = np.load(folder / PIXELS)
     rng = np.random.default_rng()
     mean, scale = np.array(work.mean, np.float32), 1 / np.array(work.std, np.float32)
     room = np.array(work.shape[1:]) - work.crop + 1
@@ -42,17 +42,22 @@ def batches(folder: Path, work: Work, workers: int) -> Iterator[torch.Tensor]:
             slabs.append(slab)
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]  # Numba has no types
+@compiled
 def _fill(pixels: Any, numbers: Any, corners: Any, mirrored: Any, mean: Any, scale: Any, out: Any) -> None:
-    size = out.shape[-1]
     for i in range(out.shape[0]):
-        top, left = corners[i]
         for c in range(out.shape[1]):
-            for y in range(size):
-                row, into = pixels[numbers[i], c, top + y, left : left + size], out[i, c, y]
-                if mirrored[i]:
-                    for x in range(size):
-                        into[x] = (np.float32(row[size - 1 - x]) - mean[c]) * scale[c]
-                else:
-                    for x in range(size):
-                        into[x] = (np.float32(row[x]) - mean[c]) * scale[c]
+            plane = pixels[numbers[i], c]
+            _fill_plane(plane, corners[i, 0], corners[i, 1], mirrored[i], mean[c], scale[c], out[i, c])
+
+
+@compiled
+def _fill_plane(plane: Any, top: int, left: int, mirrored: bool, shift: Any, by: Any, out: Any) -> None:
+    size = out.shape[1]
+    for y in range(size):
+        row, into = plane[top + y, left : left + size], out[y]
+        if mirrored:
+            for x in range(size):
+                into[x] = (np.float32(row[np.uint64(size - 1 - x)]) - shift) * by  # unsigned: vectors can be used
+        else:
+            for x in range(size):
+                into[x] = (np.float32(row[x]) - shift) * by

@@ -29,7 +29,9 @@ def prepare(pixels: Pixels, folder: Path, work: Work) -> None:
 def _repeat(folder: Path, laps: int) -> None:
     """The same files under more names."""
     index = json.loads((folder / "index.json").read_text())
-    again = [{**chunk, "filename": f"lap{lap}-{chunk['filename']}"} for lap in range(1, laps) for chunk in index["chunks"]]
+    again = [
+        {**chunk, "filename": f"lap{lap}-{chunk['filename']}"} for lap in range(1, laps) for chunk in index["chunks"]
+    ]
     for chunk in again:
         os.link(folder / chunk["filename"].partition("-")[2], folder / chunk["filename"])
     (folder / "index.json").write_text(json.dumps({**index, "chunks": index["chunks"] + again}))

@@ -14,7 +14,9 @@ def encode(image: Pixels, work: Work) -> bytes:
 
     how = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=1, filters=[blosc2.Filter.SHUFFLE], typesize=2, nthreads=1)
     blocks = (1, *image.shape[1:])
-    return bytes(blosc2.asarray(np.ascontiguousarray(image), cparams=how, chunks=image.shape, blocks=blocks).to_cframe())
+    return bytes(
+        blosc2.asarray(np.ascontiguousarray(image), cparams=how, chunks=image.shape, blocks=blocks).to_cframe()
+    )
 
 
 def pixels_of(data: bytes, work: Work) -> Pixels:

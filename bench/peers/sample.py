@@ -53,7 +53,7 @@ def decode(payload: Any, codec: Codec) -> Pixels:
 @functools.cache
 def _numbers(work: Work) -> tuple[Image, Image]:
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (work.mean, work.std))
-    return mean, 1 / std
+    return mean, np.float32(1) / std
 
 
 def _npy(payload: Any) -> Pixels:

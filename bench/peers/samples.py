@@ -1,6 +1,7 @@
 """A plain torch DataLoader over anything that gives a crop by number: batches are filled in one copy."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,5 +39,5 @@ def loader(cut: Cut, count: int, work: Work, workers: int) -> Iterator[torch.Ten
     return iter(DataLoader(samples, work.batch, sampler=order, num_workers=workers, collate_fn=_as_it_is))
 
 
-def _as_it_is(batch: torch.Tensor) -> torch.Tensor:
+def _as_it_is(batch: Any) -> Any:
     return batch

@@ -36,4 +36,4 @@ def batches(folder: Path, work: Work, workers: int) -> Iterator[torch.Tensor]:
     def cut(number: int, view: View) -> Pixels:
         return np.asarray(array[number, :, view.rows, view.columns])
 
-    return samples.loader(cut, len(array), work, workers)
+    return samples.loader(cut, array.shape[0], work, workers)

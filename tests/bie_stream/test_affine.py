@@ -99,8 +99,8 @@ def test_a_positive_angle_turns_anticlockwise() -> None:
 
 def test_a_scale_above_one_shows_things_larger() -> None:
     y, x = np.indices((81, 81)) - 40
-    dot = np.exp(-(y**2 + x**2) / 18).astype(np.float32)
-    np.testing.assert_allclose(_seen(dot, np.eye(2) / 2), np.exp(-(y**2 + x**2) / 72), atol=0.02)
+    dot = np.exp(-(y**2 + x**2) / 50).astype(np.float32)
+    np.testing.assert_allclose(_seen(dot, np.eye(2) / 2), np.exp(-(y**2 + x**2) / 200), atol=0.02)
 
 
 def test_the_window_is_all_that_an_image_is_made_of() -> None:

@@ -121,7 +121,7 @@ def test_views_change_with_seed_epoch_and_the_high_bits_of_the_id() -> None:
         assert all((one == other).mean() < 0.1 for other in tops[:i])
 
 
-def test_what_is_drawn_stays_what_it_was_in_every_version() -> None:
+def test_crops_and_symmetries_stay_what_they_were_in_every_version() -> None:
     ids = np.array([0, 1, 2, 12345678901, 7])
     view = draw(Augment(), ids, np.tile((1080, 1280), (5, 1)), (224, 224), seed=17, epoch=3)
     assert view.top.tolist() == [288, 349, 57, 777, 239]
@@ -129,6 +129,27 @@ def test_what_is_drawn_stays_what_it_was_in_every_version() -> None:
     assert view.swap.tolist() == [False, True, True, True, False]
     assert view.flip_y.tolist() == [False, True, False, False, True]
     assert view.flip_x.tolist() == [True, False, True, True, True]
+
+
+def test_all_that_is_drawn_stays_what_it_was_in_every_version() -> None:
+    ids = np.array([0, 1, 12345678901])
+    view = draw(ALL, ids, np.tile((1080, 1280), (3, 1)), (224, 224), seed=17, epoch=3, view=1, channels=2)
+    expected = {
+        "top": [634, 363, 737], "left": [566, 71, 492],
+        "swap": [1, 0, 1], "flip_y": [0, 0, 1], "flip_x": [1, 0, 0],
+        "matrix": [[[0.7405, -0.8781], [0.8781, 0.7405]], [[-0.4462, -0.9768], [0.9768, -0.4462]],
+                   [[1.2452, 0.0947], [-0.0947, 1.2452]]],
+        "gain": [[0.7716, 1.218], [0.9465, 0.7033], [0.9603, 0]],
+        "offset": [[0.202, -0.1679], [-0.0683, 0.256], [-0.1136, 0]],
+        "sigma": [0.9896, 0.1556, 0.6642], "radius": [0.3887, 0, 0.9013],
+        "std": [[0.054, 0.054], [0.0041, 0.0041], [0.0742, 0]],
+        "counter": [[0, 0, 3], [1, 0, 3], [3755744309, 2, 3]],
+    }  # fmt: skip
+    assert set(_arrays(view)) == set(expected)
+    for name, values in _arrays(view).items():
+        np.testing.assert_allclose(values, expected[name], atol=6e-5, err_msg=name)
+    assert view.noise is not None
+    assert view.noise.key == (17, 3 + 2**16)
 
 
 def test_each_view_of_a_visit_is_another_one() -> None:

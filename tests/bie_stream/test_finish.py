@@ -41,9 +41,10 @@ def test_what_is_off_leaves_the_images_as_and_where_they_are() -> None:
 
 
 def test_gain_and_offset_are_per_channel() -> None:
-    images, gain, offset = _images(2, 2), np.array([[1, 2], [0.5, 0]], np.float32), np.array([[0, 1], [-1, 0]])
-    finish.scale(images, gain, offset.astype(np.float32))
-    np.testing.assert_allclose(images, _images(2, 2) * gain[:, :, None, None] + offset[:, :, None, None], atol=1e-6)
+    images, gain, offset = _images(2, 2), _floats(1, 2, 0.5, 0).reshape(2, 2), _floats(0, 1, -1, 0).reshape(2, 2)
+    finish.scale(images, gain, offset)
+    expected = _images(2, 2).numpy() * gain[:, :, None, None] + offset[:, :, None, None]
+    np.testing.assert_allclose(images, expected, atol=1e-6)
     assert not images[1, 1].any()
 
 
@@ -87,7 +88,7 @@ def test_a_kernel_may_be_larger_than_the_image() -> None:
     finish.blur(images, np.full(6, 16, np.float32))
     finish.defocus(images, np.full(6, 16, np.float32))
     assert torch.isfinite(images).all()
-    assert images.std(dim=(2, 3)).max() < 0.1
+    assert images.std(dim=(2, 3)).max() < 0.2
 
 
 def test_an_even_image_stays_as_bright_as_it_is() -> None:
@@ -102,7 +103,7 @@ def test_an_image_does_not_depend_on_the_batch_it_is_in(monkeypatch: pytest.Monk
     some = np.array([4, 1, 1])
     part = finish.apply(_images()[some], _view(ALL, some))
     np.testing.assert_allclose(part, whole[some], rtol=0, atol=1e-6)
-    monkeypatch.setattr(finish, "_AT_ONCE", 2 * 3 * 40 * 33)
+    monkeypatch.setattr(finish, "_AT_ONCE", 2)
     np.testing.assert_allclose(finish.apply(_images(), _view(ALL, np.arange(6))), whole, rtol=0, atol=1e-6)
 
 

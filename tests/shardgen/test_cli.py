@@ -170,8 +170,8 @@ def test_a_source_that_is_nowhere_is_refused_with_what_there_is(tmp_path: Path, 
     assert "shardgen build demo --out" in says("plan", "demo")
 
 
-def test_ctrl_c_says_how_to_go_on_and_leaves_nothing_half_written(
-    tmp_path: Path, write_archive: Callable[..., object]
+def test_ctrl_c_says_how_to_go_on_and_nothing_half_written_stays(
+    tmp_path: Path, write_archive: Callable[..., object], shardgen: Shardgen
 ) -> None:
     write_archive(tmp_path / "raw", [f"A{i:02d}" for i in range(1, 25)], fields=1, channels=1, shape=(1024, 1024))
     words = [
@@ -194,8 +194,11 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_nothing_half_written(
     _, said = build.communicate(timeout=60)
     assert (build.returncode, said.splitlines()[-1:]) == (130, ["stopped; the same command again goes on"])
     assert "Traceback" not in said
-    assert list((tmp_path / "out").rglob("*.partial")) == []
     assert not (tmp_path / "out/dataset.json").exists()
+    kept = (tmp_path / "out/shards/000000.tar").stat().st_mtime_ns
+    assert shardgen(*words).returncode == 0
+    assert (tmp_path / "out/shards/000000.tar").stat().st_mtime_ns == kept
+    assert list((tmp_path / "out").rglob("*.partial")) == []
 
 
 def ran(*arguments: object) -> str:
