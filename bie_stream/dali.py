@@ -38,7 +38,7 @@ def images(steps: Sequence[int], fetch: Fetch, settings: Settings, times: Times)
     inside: deque[tuple[Work, Inputs]] = deque()  # DALI reads inputs where they lie: they are kept until they are out
     with contextlib.closing(ahead(prepare, steps, settings)) as prepared:
         for work, inputs in prepared:
-            pipeline = pipeline or _pipeline(settings, depth, resamples=work.pieces[0].view.matrix is not None)
+            pipeline = pipeline or _pipeline(settings, depth)
             for name, values in inputs.items():
                 pipeline.feed_input(name, values)
             inside.append((work, inputs))
@@ -89,8 +89,8 @@ def _take(pipeline: Pipeline, work: Work, settings: Settings) -> torch.Tensor:
     return finish.apply(batch, work.pieces[0].view).to(settings.dtype) if settings.finished else batch
 
 
-def _pipeline(settings: Settings, depth: int, resamples: bool) -> Pipeline:
-    on_gpu = settings.device.type == "cuda"
+def _pipeline(settings: Settings, depth: int) -> Pipeline:
+    on_gpu, resamples = settings.device.type == "cuda", settings.resampled
     kind, (height, width) = settings.kinds[0], settings.crop
 
     def argument(name: str, dtype: Any, ndim: int) -> Any:

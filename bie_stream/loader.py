@@ -135,6 +135,7 @@ class Loader:
             kinds=tuple(_kind(each, normalise) for each in self.datasets),
             images=views * batch_size // world_size,
             crop=_crop(self.datasets, crop, self._augment.quarter_turn),
+            resampled=self._augment.resamples,
             finished=self._augment.finishes,
             dtype=dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32),
             device=device,

@@ -81,7 +81,7 @@ class Slabs:
     """Memory for batches: what nobody holds any more is given out again. It is pinned where it goes to a GPU."""
 
     def __init__(self, settings: Settings) -> None:
-        in_16_bits = settings.dtype == torch.bfloat16 and not settings.finished
+        in_16_bits = settings.dtype == torch.bfloat16 and not (settings.resampled or settings.finished)
         self._dtype = torch.uint16 if in_16_bits else torch.float32  # the bits of bfloat16, which NumPy does not have
         self._images, self._crop = settings.images, settings.crop
         self._pinned = settings.device.type == "cuda"

@@ -50,7 +50,7 @@ class Settings:
         kinds: of each dataset.
         images: of this rank in one batch.
         crop: height and width of the images, in pixels.
-        finished: whether `bie_stream.finish` has anything to do.
+        resampled, finished: whether `bie_stream.affine`, `bie_stream.finish` have anything to do, in float32.
         prefetch_batches: prepared ahead of the one in use, besides the one in each thread.
         timeout_s: for a batch to come; longer, and waiting for it ends.
     """
@@ -58,6 +58,7 @@ class Settings:
     kinds: tuple[Kind, ...]
     images: int
     crop: tuple[int, int]
+    resampled: bool
     finished: bool
     dtype: torch.dtype
     device: torch.device

@@ -570,3 +570,14 @@ def test_how_well_an_order_mixes_is_said_in_a_sentence(plates: Dataset, other_pl
     said = str(Loader([plates, other_plates], 5, crop=32).shuffle_quality())
     assert said.startswith("in-batch plate entropy ")
     assert said.endswith(" shards a batch")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("augment", [Augment(), Augment(rotate_deg=30), Augment(noise=0.1), WILD], ids=str)
+def test_bfloat16_images_are_those_of_float32_rounded(plates: Dataset, augment: Augment, backend: Any) -> None:
+    whole, half = (
+        torch.cat([batch.images for batch in Loader(plates, 5, crop=24, augment=augment, dtype=dtype, backend=backend)])
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half, whole.to(torch.bfloat16))
