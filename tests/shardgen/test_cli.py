@@ -173,7 +173,9 @@ def test_a_source_that_is_nowhere_is_refused_with_what_there_is(tmp_path: Path, 
 def test_ctrl_c_says_how_to_go_on_and_nothing_half_written_stays(
     tmp_path: Path, write_archive: Callable[..., object], shardgen: Shardgen
 ) -> None:
-    write_archive(tmp_path / "raw", [f"A{i:02d}" for i in range(1, 25)], fields=1, channels=1, shape=(1024, 1024))
+    write_archive(
+        tmp_path / "raw", [f"A{i:02d}" for i in range(1, 25)], fields=1, channels=1, shape=(1024, 1024), dtype="uint8"
+    )
     words = [
         "build",
         tmp_path / "raw",
