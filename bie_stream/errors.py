@@ -14,6 +14,7 @@ A command prints it after ``error:`` and exits with 1; any other exception is ou
 
 import contextlib
 import difflib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -71,6 +72,9 @@ def one_line_errors(quiet: bool = False) -> Iterator[None]:
         yield
     except BieStreamError as error:
         message = str(error)
+    except BrokenPipeError:  # who reads has enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the end of Python would say it again
+        raise SystemExit(1) from None
     except OSError as error:  # full disk, no permission: the user's machine, not our fault
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     else:

@@ -277,8 +277,8 @@ def read_manifest(dataset: Location) -> Manifest:
         raise DatasetNotFound(f"no dataset at {folder}: {MANIFEST} is missing, {reason}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DatasetError(f"{folder}/{MANIFEST} is not a manifest of version 1: {where}: {first['msg']}") from error
+        fault = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        raise DatasetError(f"{folder}/{MANIFEST} is not a manifest of version 1: {fault}") from error
 
 
 def read_table(dataset: Location, manifest: Manifest) -> pa.Table:

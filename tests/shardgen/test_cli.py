@@ -333,3 +333,12 @@ def test_nothing_that_an_archive_says_commands_the_terminal(tmp_path: Path, raw:
     table = pq.read_table(path)
     pq.write_table(table.set_column(0, table.schema.field(0), pa.array([command] * len(table))), path)
     assert "sample \\x1b[2J" in says("verify", out)
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, raw: Path) -> None:
+    command = [sys.executable, "-m", "shardgen", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        assert started.stderr is not None
+        started.stdout.close()
+        assert started.stderr.read() == ""
