@@ -8,6 +8,7 @@ import dataclasses
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from bench.works import PIXELS, Pixels, Work, read_pixels, write_pixels
 Ask = Callable[[Path, Request], Outcome | None]
 Say = Callable[[str], None]
 
-_FIRST_PASS_S = 6.0  # at most, for ours: it verifies each payload once, and that is not the rate of later epochs
+_FIRST_PASS_S = 4.0  # at most, for ours: it verifies each payload once, and that is not the rate of later epochs
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ def run(options: Options, ask: Ask, say: Say) -> Iterator[Row]:
         if not (root / PIXELS).with_suffix(".json").exists():
             root.mkdir(parents=True, exist_ok=True)
             write_pixels(root, work)
-        yield from _Field(options, ask, say, root, *read_pixels(root, work)).run()
+        yield from _Contest(options, ask, say, root, *read_pixels(root, work)).run()
 
 
 @dataclass(frozen=True)
-class _Field:
-    """All who run on one work."""
+class _Contest:
+    """One work: who takes part, and all rounds."""
 
     options: Options
     ask: Ask
@@ -124,15 +125,16 @@ class _Field:
 
     def _prepare(self, name: str) -> None:
         """Writes what it reads unless it is there; what was begun and not finished is written anew."""
-        folder = self.root / self._folder(name)
-        python = python_of(PEERS[name], name, self.options.environments)
-        store = PEERS[name].forms[self.work.codec].store
+        folder, peer = self.root / self._folder(name), PEERS[name]
+        python = python_of(peer, name, self.options.environments)
+        store = peer.forms[self.work.codec].store
         ready = folder / "ready"
         if not store or ready.exists():
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        self.ask(python, Request(store, str(self.root), folder.name, self.work))
+        own = python if store == peer.module else Path(sys.executable)
+        self.ask(own, Request(store, str(self.root), folder.name, self.work))
         ready.touch()
 
     def _tuned(self, name: str, counts: Sequence[int]) -> Row:

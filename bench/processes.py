@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -48,7 +49,7 @@ class Interpreters:
 
     def ask(self, python: Path, request: Request) -> Outcome | None:
         """What the request found; raises TurnError."""
-        process = self._running.get(python) or self._start(python)
+        process = self._running.get(python) or self._start(python, request.module)
         assert process.stdin is not None
         assert process.stdout is not None
         path = self._folder / f"{next(self._numbers)}.json"
@@ -63,9 +64,10 @@ class Interpreters:
         self._said.flush()
         raise TurnError(trace.strip().splitlines()[-1])
 
-    def _start(self, python: Path) -> subprocess.Popen[str]:
+    def _start(self, python: Path, module: str) -> subprocess.Popen[str]:
+        of_one = [] if python == Path(sys.executable) else [module]  # what many share is not to be in each one's memory
         self._running[python] = subprocess.Popen(
-            [python, "-m", "bench.turn"], cwd=_ROOT, env={**os.environ, **_ONE_THREAD}, text=True,
+            [python, "-m", "bench.turn", *of_one], cwd=_ROOT, env={**os.environ, **_ONE_THREAD}, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
             preexec_fn=lambda: os.sched_setaffinity(0, self._cores),
         )  # fmt: skip

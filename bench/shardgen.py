@@ -2,7 +2,7 @@
 
     python -m bench.shardgen FOLDER
 
-FOLDER is scratch space on the disk that is to be measured; 12.8 GB are written below it and removed.
+FOLDER is scratch space on the disk that is to be measured; 26 GB are written below it and removed.
 """
 
 import functools
@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-FIELDS, CHANNELS, SHAPE = 96, 4, (2160, 2560)  # planes as idr0093's
+FIELDS, CHANNELS, SHAPE = 192, 4, (2160, 2560)  # planes as idr0093's
 PATTERN = "{well}_w{channel}.tif"
-REPEATS = 5
+REPEATS = 3
 
 
 @dataclass(frozen=True)

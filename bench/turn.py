@@ -1,8 +1,8 @@
 """One contender's turn, in a process of its own: `python -m bench.turn` takes requests from its standard input.
 
 Each line names a file that holds a `Request` as JSON; a child process does what it asks, and when the line "done" or
-"failed" comes back, what was found lies beside it. torch is imported once, before any child is made: the start of
-Python is not what is measured, and turns of a second or two would be mostly that.
+"failed" comes back, what was found lies beside it. torch, and modules named on the command line, are imported once,
+before any child is made: the start of Python is not what is measured, and a turn would be mostly that.
 """
 
 import contextlib
@@ -212,6 +212,8 @@ def _child(path: Path) -> int:
 
 def main() -> None:
     """Serves requests until its input ends. Answers go to the first standard output, all else to standard error."""
+    for module in sys.argv[1:]:
+        importlib.import_module(f"bench.peers.{module}")
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:

@@ -68,7 +68,7 @@ PEERS: Mapping[str, Peer] = {
     "webdataset": Peer("webdataset", "webdataset", _TARS),
     "dali": Peer(
         "DALI readers.webdataset", "dali",
-        {"npy": _TAR_NPY, "tif": _TAR_TIF, "blosc2": Form("tiff_shards", "LZW TIFF in tar")},
+        {"npy": _TAR_NPY, "tif": _TAR_TIF, "blosc2": Form("tiff_shards", "zstd TIFF in tar")},
         unit="threads", counts=_THREADS,
     ),
     "litdata": Peer(

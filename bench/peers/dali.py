@@ -26,7 +26,7 @@ def batches(folder: Path, work: Work, workers: int) -> Iterator[torch.Tensor]:
     def graph() -> Any:
         payload = fn.readers.webdataset(
             paths=list(map(str, paths)), index_paths=[str(path.with_suffix(".idx")) for path in paths],
-            ext=["npy" if work.codec == "npy" else work.codec], random_shuffle=True, initial_fill=held,
+            ext=["npy" if work.codec == "npy" else "tif"], random_shuffle=True, initial_fill=held,
         )  # fmt: skip
         return fn.crop_mirror_normalize(
             _decoded(payload, work), dtype=types.FLOAT, output_layout="CHW", crop=(work.crop, work.crop),

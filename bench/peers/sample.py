@@ -34,7 +34,7 @@ def draw(work: Work) -> View:
 def finish(crop: Pixels, step: int, work: Work, out: Image | None = None) -> Image:
     """Mirrors and normalises a crop."""
     shift, scale = _numbers(work)
-    image: Image = np.subtract(crop[:, :, ::step], shift, out=out, dtype=np.float32)
+    image: Image = np.subtract(crop[:, :, ::step], shift, out=out, dtype=np.float32, order="C")
     image *= scale
     return image
 

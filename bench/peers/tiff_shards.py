@@ -18,7 +18,7 @@ def prepare(pixels: Pixels, folder: Path, work: Work) -> None:
 def _encode(image: Pixels) -> bytes:
     buffer, contiguous = io.BytesIO(), np.ascontiguousarray(image.transpose(1, 2, 0))
     tifffile.imwrite(
-        buffer, contiguous, photometric="minisblack", planarconfig="contig", rowsperstrip=64, metadata=None,
-        compression="lzw", predictor=True, maxworkers=1,
+        buffer, contiguous, photometric="minisblack", planarconfig="contig", rowsperstrip=image.shape[1], metadata=None,
+        compression="zstd", predictor=True, maxworkers=1,
     )  # fmt: skip
     return buffer.getvalue()
