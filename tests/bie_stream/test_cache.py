@@ -113,7 +113,7 @@ def test_the_limit_holds_and_those_used_least_lately_go(tmp_path: Path) -> None:
         _fill(cache, number)
         for path in _files(tmp_path):
             if path.stat().st_atime > past + 500:
-                os.utime(path, (past + number, past + number))  # each was used a second after the one before
+                os.utime(path, (past + number, past))  # each was used a second after the one before
         assert _whole(cache, 0) == _data(0)  # which is used all the time
         assert _bytes(tmp_path) <= 20 * FILE
     there = [number for number in range(60) if _piece(number) in cache]

@@ -303,6 +303,14 @@ def test_what_does_not_pass_is_asked_once(web: ArchiveServer, url: str, tmp_path
     assert len(web.requests) == 3
 
 
+def test_a_shard_that_became_shorter_is_an_error(web: ArchiveServer, url: str, tmp_path: Path) -> None:
+    web.tree[TAR] = DATA[0][: BLOCK + 100]
+    store = store_at(url, tmp_path, patience=QUICK)
+    with pytest.raises(SampleError, match=r"000000\.tar, bytes 16384..16394: 100 bytes came of 16384 asked for"):
+        store.read(0, BLOCK, 10)
+    assert right(store, (0, 0, BLOCK))
+
+
 def test_a_server_that_is_gone_is_an_error_in_bounded_time(tmp_path: Path) -> None:
     with pytest.raises(SampleError, match=r"000000\.tar, bytes 0..10"):
         store_at("http://127.0.0.1:9/plates", tmp_path, patience=QUICK).read(0, 0, 10)
