@@ -19,20 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench.peers.shards import entry_of, manifest
 from bench.turn import memory_mb
 from bie_stream.codecs import encode
 from bie_stream.dataset import open as open_dataset
-from bie_stream.shards import (
-    SAMPLE_COLUMNS,
-    Channel,
-    ChannelStatistics,
-    Manifest,
-    ShardEntry,
-    ShardWriter,
-    shard_facts,
-    shard_file,
-    write_manifest,
-)
+from bie_stream.shards import SAMPLE_COLUMNS, ShardWriter, shard_file, write_manifest
 
 OF_SHARD = 10_000  # samples
 _SHAPE, _BATCH, _FIELDS = (1, 32, 32), 64, 9
@@ -71,8 +62,6 @@ def _write(folder: Path, shards: int) -> None:
     with ShardWriter(folder, _name(0), SAMPLE_COLUMNS, "npy") as writer:
         for row, image in zip(_rows(0).to_pylist(), pixels, strict=True):
             writer.add([encode(image, "npy")], row)
-    facts = shard_facts(folder, _name(0))
-    assert facts is not None
     first = pq.read_table(folder / shard_file(_name(0), ".parquet"))
     for shard in range(1, shards):
         for suffix in (".tar", ".idx"):
@@ -81,9 +70,9 @@ def _write(folder: Path, shards: int) -> None:
         columns = [own[name] if name in own.column_names else first[name] for name in first.column_names]
         table = pa.Table.from_arrays(columns, schema=first.schema)
         pq.write_table(table, folder / shard_file(_name(shard), ".parquet"), compression="zstd")
-    known = {name: facts[name] for name in ("samples", "bytes", "sha256")}
-    entries = tuple(ShardEntry(name=_name(shard), **known) for shard in range(shards))
-    write_manifest(folder, _manifest(entries, float(pixels.mean()), float(pixels.std())))
+    entry = entry_of(folder, _name(0))
+    entries = [entry.model_copy(update={"name": _name(shard)}) for shard in range(shards)]
+    write_manifest(folder, manifest("npy", [float(pixels.mean())], [float(pixels.std())], entries))
 
 
 def _name(shard: int) -> str:
@@ -103,16 +92,6 @@ def _rows(shard: int) -> pa.Table:
         "z": zeros, "t": zeros, "top": zeros, "left": zeros, "split": ["train"] * OF_SHARD,
     }  # fmt: skip
     return pa.table({name: pa.array(values, SAMPLE_COLUMNS.field(name).type) for name, values in columns.items()})
-
-
-def _manifest(entries: tuple[ShardEntry, ...], mean: float, std: float) -> Manifest:
-    samples = sum(entry.samples for entry in entries)
-    return Manifest(
-        study="bench", source="bench.start_up", licence=None, citation=None, channels=(Channel(name="c0"),),
-        dtype="uint16", pixel_size_um=None, codec="npy", samples=samples, splits={"train": samples}, labels=(),
-        rejected=0, statistics=(ChannelStatistics(mean=mean, std=std, minimum=0, maximum=4095, percentiles={}),),
-        shards=entries, options={}, plan_sha256="0" * 64,
-    )  # fmt: skip
 
 
 def _run(folder: Path) -> dict[str, float]:

@@ -58,14 +58,9 @@ def _inputs(piece: Piece, settings: Settings) -> Inputs:
     deflated TIFF no faster than tifffile.
     """
     kind, view = settings.kinds[0], piece.view
-    views = len(piece.rows) // len(piece.payloads)
-    if kind.codec == "npy":
-        pixels = [np.frombuffer(payload, np.uint8) for payload in piece.payloads]
-    else:
-        forms = (codecs.Form(tuple(shape), kind.dtype) for shape in piece.shapes[::views].tolist())
-        decoded = (codecs.decode(p, kind.codec, form) for p, form in zip(piece.payloads, forms, strict=True))
-        pixels = [np.ascontiguousarray(each) for each in decoded]
-    inputs: Inputs = {"payload": [each for each in pixels for _ in range(views)]}
+    encoded = kind.codec == "npy"
+    inside = [np.frombuffer(each, np.uint8) for each in piece.payloads] if encoded else piece.decoded(kind)
+    inputs: Inputs = {"payload": piece.by_image(inside)}
     if view.matrix is None:
         inputs["corner"] = list(np.stack([view.top, view.left], axis=1).astype(np.int32))
         return inputs | {name: list(getattr(view, name).astype(np.int32)) for name in _FLAGS}
@@ -82,7 +77,7 @@ def _inputs(piece: Piece, settings: Settings) -> Inputs:
 def _take(pipeline: Pipeline, work: Work, settings: Settings) -> torch.Tensor:
     (output,) = pipeline.share_outputs()
     shared = torch.utils.dlpack.from_dlpack(output.as_tensor())  # memory that DALI writes to again after the release
-    batch = shared.to(settings.dtype, copy=True) if not settings.finished else shared.clone()
+    batch = shared.to(torch.float32 if settings.finished else settings.dtype, copy=True)
     if batch.is_cuda:
         torch.cuda.current_stream().synchronize()
     pipeline.release_outputs()

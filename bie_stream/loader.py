@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -269,19 +269,8 @@ class Loader:
 
     def shuffle_quality(self) -> ShuffleQuality:
         """How well this epoch's order mixes plates and places, beside an ideal one; reads the whole table."""
-        plates, shards = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for each in self.datasets:
-            codes = each.table["plate"].combine_chunks().dictionary_encode().indices.to_numpy()
-            for found, own in ((plates, codes), (shards, each.shards)):
-                found.append(own.astype(np.int64) + max((int(of.max(initial=-1)) + 1 for of in found), default=0))
-        return measure(
-            self.order,
-            self.batch_size,
-            np.concatenate(plates),
-            np.concatenate(shards),
-            seed=self._seed,
-            epoch=self._epoch,
-        )
+        plates, shards = _apart(map(_plates, self.datasets)), _apart(each.shards for each in self.datasets)
+        return measure(self.order, self.batch_size, plates, shards, seed=self._seed, epoch=self._epoch)
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader is: seed, epoch, and samples of the epoch handed out over all ranks."""
@@ -371,8 +360,7 @@ def _kind(dataset: Dataset, normalise: Normalise | Normalisation) -> Kind:
 
 def _order(datasets: tuple[Dataset, ...], shuffle: Shuffle | None, weights: Sequence[float] | None) -> Order:
     if len(datasets) == 1 and shuffle == "balanced":
-        plates = datasets[0].table["plate"].combine_chunks().dictionary_encode()
-        return Balanced(plates.indices.to_numpy())
+        return Balanced(_plates(datasets[0]))
     if shuffle == "balanced":
         raise DatasetError("shuffle 'balanced' is for one dataset; give several their weights instead")
     if len(datasets) == 1:
@@ -381,6 +369,20 @@ def _order(datasets: tuple[Dataset, ...], shuffle: Shuffle | None, weights: Sequ
         raise DatasetError(f"{len(datasets)} datasets are for training; evaluate each one on its own")
     buckets = ["+".join(each.channels) for each in datasets]
     return Mixture([_exact(each, shuffle) for each in datasets], weights, buckets)
+
+
+def _plates(dataset: Dataset) -> npt.NDArray[np.int32]:
+    """[N] the number of each sample's plate."""
+    codes: npt.NDArray[np.int32] = dataset.table["plate"].combine_chunks().dictionary_encode().indices.to_numpy()
+    return codes
+
+
+def _apart(numbers: Iterable[npt.NDArray[np.int32]]) -> npt.NDArray[np.int64]:
+    """Numbers of several datasets one after the other, none in two."""
+    joined: npt.NDArray[np.int64] = np.empty(0, np.int64)
+    for own in numbers:
+        joined = np.concatenate([joined, own + joined.max(initial=-1) + 1])
+    return joined
 
 
 def _exact(dataset: Dataset, shuffle: Shuffle) -> Shuffled | Blocked:

@@ -25,7 +25,7 @@ def images(steps: Sequence[int], fetch: Fetch, settings: Settings, times: Times,
         for piece in work.pieces:
             kind = settings.kinds[piece.dataset]
             with times.busy("decode"):
-                decoded = _decoded(piece, kind)
+                decoded = piece.by_image(piece.decoded(kind)) if piece.payloads else []
             with times.busy("transform"):
                 _write(piece, kind, decoded, slab.numpy())
         with times.busy("transform"):
@@ -34,16 +34,6 @@ def images(steps: Sequence[int], fetch: Fetch, settings: Settings, times: Times,
             return work, on_device(batch, settings.device)
 
     yield from ahead(prepare, steps, settings)
-
-
-def _decoded(piece: Piece, kind: Kind) -> list[codecs.Pixels]:
-    """Pixels [C, Y, X] for each image, where payloads are given; those of the same sample are the same."""
-    if not piece.payloads:
-        return []
-    views = len(piece.rows) // len(piece.payloads)
-    forms = (codecs.Form(tuple(shape), kind.dtype) for shape in piece.shapes[::views].tolist())
-    decoded = (codecs.decode(payload, kind.codec, form) for payload, form in zip(piece.payloads, forms, strict=True))
-    return [pixels for each in decoded for pixels in [np.ascontiguousarray(each)] * views]
 
 
 def _write(piece: Piece, kind: Kind, decoded: list[codecs.Pixels], slab: npt.NDArray[np.generic]) -> None:

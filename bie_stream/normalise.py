@@ -61,7 +61,7 @@ def standardise(image: npt.NDArray[np.float32]) -> None:
 
 
 def apply(pixels: npt.NDArray[np.generic], by: Normalisation, out: npt.NDArray[np.float32]) -> None:
-    """Normalises one [C, Y, X] image into `out`, float32."""
+    """Normalises one [C, Y, X] image into `out`, float32: the definition, which tests hold the back ends against."""
     np.copyto(out, pixels, casting="same_kind" if pixels.dtype.kind == "f" else "safe")
     out -= by.shift
     out *= by.scale

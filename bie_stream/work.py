@@ -9,7 +9,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bie_stream import codecs
 from bie_stream.augment import View
 from bie_stream.codecs import Codec, Dtype
 from bie_stream.errors import DatasetError
@@ -86,6 +87,21 @@ class Piece:
     payloads: list[memoryview]
     addresses: npt.NDArray[np.int64] | None
     view: View
+
+    @property
+    def views(self) -> int:
+        """Images of each payload, which follow each other."""
+        return len(self.rows) // len(self.payloads)
+
+    def decoded(self, kind: Kind) -> list[codecs.Pixels]:
+        """Pixels [C, Y, X] of each payload, in C order; raises as `codecs.decode`."""
+        forms = (codecs.Form(tuple(shape), kind.dtype) for shape in self.shapes[:: self.views].tolist())
+        pixels = (codecs.decode(payload, kind.codec, form) for payload, form in zip(self.payloads, forms, strict=True))
+        return [np.ascontiguousarray(each) for each in pixels]
+
+    def by_image(self, by_payload: Sequence[codecs.Pixels]) -> list[codecs.Pixels]:
+        """What is of each payload, for each of its images."""
+        return [each for each in by_payload for _ in range(self.views)]
 
 
 @dataclass(frozen=True)

@@ -75,13 +75,12 @@ def build(
     run, folder = chosen(engine, workers, address), folder_at(out)
     there = _published(plan, folder)
     names = [f"{number:06d}" for number in range(len(plan.shards))]
-    finished_before = dict(_finished(folder, names, plan))
-    if there is not None and len(finished_before) == len(names) and not (retry_rejects and there.rejected):
-        return there
     written = _Written(plan)
-    for name, facts in finished_before.items():
+    for name, facts in _finished(folder, names, plan):
         if not (retry_rejects and facts["rejects"]):
             written.add(name, facts)
+    if there is not None and len(written.shards) == len(names):
+        return there
     if there is not None:
         folder.remove(MANIFEST)  # until all shards are there again, there is no dataset
     todo = [(name, shard) for name, shard in zip(names, plan.shards, strict=True) if name not in written.shards]
@@ -187,15 +186,11 @@ def _differences(there: Manifest, plan: Plan) -> str:
 def _finished(out: Folder, names: list[str], plan: Plan) -> Iterator[tuple[str, Facts]]:
     """The shards of this plan that are there already, and whole."""
     files = set(out.names(SHARDS))
-    there = [name for name in names if {f"{name}.parquet", f"{name}.tar", f"{name}.idx"} <= files]
-
-    def look(name: str) -> Facts | None:
-        facts = shard_facts(out, name)
-        fits = facts and facts["plan_sha256"] == plan.sha256 and facts["bytes"] == out.size(shard_file(name))
-        return facts if fits else None
-
+    there = [name for name in names if f"{name}.parquet" in files]
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        yield from ((name, facts) for name, facts in zip(there, pool.map(look, there), strict=True) if facts)
+        for name, facts in zip(there, pool.map(functools.partial(shard_facts, out), there), strict=True):
+            if facts and facts["plan_sha256"] == plan.sha256:
+                yield name, facts
 
 
 @contextlib.contextmanager

@@ -39,10 +39,10 @@ def write(pixels: Pixels, folder: Path, work: Work, codec: Codec, encode: Callab
     names = [f"{shard:06d}" for shard in range(len(numbers))]
     for name, part in zip(names, numbers, strict=True):
         _write_shard(pixels, part.tolist(), folder, name, codec, encode)
-    entries = [_entry(folder, name) for name in names]
+    entries = [entry_of(folder, name) for name in names]
     for lap in range(1, work.laps):
         entries += [_link(folder, entry, f"{lap:02d}{entry.name}") for entry in entries[: len(names)]]
-    write_manifest(folder, _manifest(pixels, work, codec, entries))
+    write_manifest(folder, manifest(codec, work.mean, work.std, entries))
 
 
 def _write_shard(
@@ -58,7 +58,8 @@ def _row(number: int, shape: tuple[int, ...]) -> dict[str, Any]:
     return row | {"field": str(number // 24), "z": 0, "t": 0, "top": 0, "left": 0, "split": "train"}
 
 
-def _entry(folder: Path, name: str) -> ShardEntry:
+def entry_of(folder: Path, name: str) -> ShardEntry:
+    """A shard that was written, as a manifest lists it."""
     facts = shard_facts(folder, name)
     if facts is None:
         raise RuntimeError(f"shard {name} was not written")
@@ -71,12 +72,13 @@ def _link(folder: Path, entry: ShardEntry, name: str) -> ShardEntry:
     return entry.model_copy(update={"name": name})
 
 
-def _manifest(pixels: Pixels, work: Work, codec: Codec, entries: Sequence[ShardEntry]) -> Manifest:
-    numbers = zip(work.mean, work.std, strict=True)
+def manifest(codec: Codec, mean: Sequence[float], std: Sequence[float], entries: Sequence[ShardEntry]) -> Manifest:
+    """Of a dataset of uint16 samples, all for training; mean and std of each channel."""
+    numbers = zip(mean, std, strict=True)
     statistics = [ChannelStatistics(mean=m, std=s, minimum=0, maximum=4095, percentiles={}) for m, s in numbers]
-    samples = len(pixels) * work.laps
+    samples = sum(entry.samples for entry in entries)
     return Manifest(
-        study="bench", source="bench.works", licence=None, citation=None,
+        study="bench", source="made up by bench", licence=None, citation=None,
         channels=tuple(Channel(name=f"c{c}") for c in range(len(statistics))), dtype="uint16", pixel_size_um=None,
         codec=codec, samples=samples, splits={"train": samples}, labels=(), rejected=0,
         statistics=tuple(statistics), shards=tuple(entries), options={}, plan_sha256="0" * 64,
