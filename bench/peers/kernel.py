@@ -1,6 +1,7 @@
-"""Ceiling: crop, mirror, cast, normalise in one compiled loop over an array in memory, into recycled slabs.
+"""Ceiling: our compiled pass alone, over an array in memory, into recycled slabs.
 
-No files, no checks, no errors to handle, no order to keep: what one simple pass over memory costs on these threads.
+No files, no checks, no errors to handle, no order to keep: what the pass itself costs on these threads. It is the pass
+of the loader, so that what the loader lacks to it is the loader's own doing.
 """
 
 from collections import deque
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from bench.works import PIXELS, Work
-from bie_stream.compiled import compiled
+from bie_stream.kernels import crop_into
 
 _AHEAD = 2  # batches
 
@@ -22,42 +23,28 @@ def batches(folder: Path, work: Work, workers: int) -> Iterator[torch.Tensor]:
     """See bench.peers. A batch is good until the next one is asked for."""
     pixels = np.load(folder / PIXELS)
     rng = np.random.default_rng()
-    mean, scale = np.array(work.mean, np.float32), 1 / np.array(work.std, np.float32)
+    each = (work.batch, work.shape[0])
+    shift, scale = (np.broadcast_to(np.array(of, np.float32), each) for of in (work.mean, 1 / np.array(work.std)))
+    shapes, none = np.broadcast_to(work.shape, (work.batch, 3)), np.zeros(work.batch, bool)
+    channels, rows, dtype = np.arange(work.shape[0]), np.arange(work.batch), np.empty(0, pixels.dtype)
     room = np.array(work.shape[1:]) - work.crop + 1
 
     def fill(slab: Any, numbers: Any, corners: Any, mirrored: Any) -> Any:
-        _fill(pixels, numbers, corners, mirrored, mean, scale, slab)
+        crop_into(
+            pixels.ctypes.data + numbers * pixels.strides[0], shapes, dtype, channels, *corners, none, none, mirrored,
+            shift, scale, False, rows, slab.numpy(),
+        )  # fmt: skip
         return slab
 
-    slabs = deque(np.empty(work.deliverable, np.float32) for _ in range(workers + _AHEAD + 1))
+    slabs = deque(torch.empty(work.deliverable) for _ in range(workers + _AHEAD + 1))
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[Any] = deque()
         while True:
             while len(pending) < workers + _AHEAD:
                 numbers = rng.integers(len(pixels), size=work.batch)
-                corners, mirrored = rng.integers(room, size=(work.batch, 2)), rng.random(work.batch) < 0.5
+                corners = np.ascontiguousarray(rng.integers(room, size=(work.batch, 2)).T)
+                mirrored = rng.random(work.batch) < 0.5
                 pending.append(pool.submit(fill, slabs.popleft(), numbers, corners, mirrored))
             slab = pending.popleft().result()
-            yield torch.from_numpy(slab)
+            yield slab
             slabs.append(slab)
-
-
-@compiled
-def _fill(pixels: Any, numbers: Any, corners: Any, mirrored: Any, mean: Any, scale: Any, out: Any) -> None:
-    for i in range(out.shape[0]):
-        for c in range(out.shape[1]):
-            plane = pixels[numbers[i], c]
-            _fill_plane(plane, corners[i, 0], corners[i, 1], mirrored[i], mean[c], scale[c], out[i, c])
-
-
-@compiled
-def _fill_plane(plane: Any, top: int, left: int, mirrored: bool, shift: Any, by: Any, out: Any) -> None:
-    size = out.shape[1]
-    for y in range(size):
-        row, into = plane[top + y, left : left + size], out[y]
-        if mirrored:
-            for x in range(size):
-                into[x] = (np.float32(row[np.uint64(size - 1 - x)]) - shift) * by  # unsigned: vectors can be used
-        else:
-            for x in range(size):
-                into[x] = (np.float32(row[x]) - shift) * by

@@ -4,9 +4,21 @@ import pytest
 import torch
 
 from bie_stream.kernels import crop_into
+from bie_stream.memory import LINE
 from bie_stream.normalise import Normalisation, apply
 
 CROP = (24, 24)
+# Rows that are whole lines of memory, and rows that are not: of another width, or begun in the middle of a line.
+CROPS = [
+    ((64, 64), 0),
+    ((32, 32), 0),
+    ((64, 64), 3),
+    (CROP, 0),
+    ((24, 31), 0),
+    ((33, 64), 0),
+    ((1, 1), 0),
+    ((17, 17), 1),
+]
 SHIFT, SCALE = np.array([90.5, 3.0], np.float32), np.array([0.37, -1.25], np.float32)
 
 
@@ -17,10 +29,22 @@ def _samples(dtype: str, shapes: list[tuple[int, int, int]]) -> list[npt.NDArray
     return [rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True) for shape in shapes]
 
 
+def _memory(shape: tuple[int, ...], dtype: str, beyond: int) -> npt.NDArray[np.generic]:
+    size = np.dtype(dtype).itemsize
+    memory = np.full(int(np.prod(shape)) + LINE, 77, dtype)
+    first = -memory.ctypes.data % LINE // size + beyond
+    return memory[first : first + int(np.prod(shape))].reshape(shape)
+
+
 def _both(
     samples: list[npt.NDArray[np.generic]], channels: list[int], per_image: bool, out_dtype: str, crop: tuple[int, int],
+    beyond: int = 0,
 ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float32]]:  # fmt: skip
-    """The images of the kernel, and those that NumPy makes step by step; rows in another order than the samples."""
+    """The images of the kernel, and those that NumPy makes step by step; rows in another order than the samples.
+
+    Args:
+        beyond: where the memory of the batch begins, in numbers after the begin of a line.
+    """
     rng, count = np.random.default_rng(1), len(samples)
     swap, flip_y, flip_x = rng.random((3, count)) < 0.5
     if crop[0] != crop[1]:
@@ -28,7 +52,7 @@ def _both(
     top, left = (np.array([rng.integers(0, s.shape[axis] - crop[axis - 1] + 1) for s in samples]) for axis in (1, 2))
     rows = rng.permutation(count)
     by = Normalisation(SHIFT[:, None, None], SCALE[:, None, None], per_image)
-    got = np.full((count, 2, *crop), 77, out_dtype)
+    got = _memory((count, 2, *crop), out_dtype, beyond)
     crop_into(
         np.array([s.ctypes.data for s in samples]), np.array([s.shape for s in samples]), np.empty(0, samples[0].dtype),
         np.array(channels), top, left, swap, flip_y, flip_x, np.broadcast_to(SHIFT, (count, 2)),
@@ -44,24 +68,26 @@ def _both(
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-@pytest.mark.parametrize("crop", [CROP, (24, 31), (1, 1), (17, 17)])
+@pytest.mark.parametrize(("crop", "beyond"), CROPS)
 def test_one_pass_gives_the_bits_of_crop_turn_mirror_and_normalisation_step_by_step(
-    dtype: str, crop: tuple[int, int]
+    dtype: str, crop: tuple[int, int], beyond: int
 ) -> None:
-    samples = _samples(dtype, [(3, 40 + n % 5, 37 + n % 3) for n in range(40)])
-    got, expected = _both(samples, [2, 0], per_image=False, out_dtype="float32", crop=crop)
+    samples = _samples(dtype, [(3, 70 + n % 5, 69 + n % 3) for n in range(40)])
+    got, expected = _both(samples, [2, 0], False, "float32", crop, beyond)
     np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_images_of_mean_0_and_variance_1_are_those_of_numpy(dtype: str) -> None:
-    got, expected = _both(_samples(dtype, [(2, 40, 40)] * 20), [1, 0], True, "float32", CROP)
+@pytest.mark.parametrize("crop", [CROP, (32, 32)])
+def test_images_of_mean_0_and_variance_1_are_those_of_numpy(dtype: str, crop: tuple[int, int]) -> None:
+    got, expected = _both(_samples(dtype, [(2, 40, 40)] * 20), [1, 0], True, "float32", crop)
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_bfloat16_is_rounded_as_torch_rounds(dtype: str) -> None:
-    got, expected = _both(_samples(dtype, [(2, 40, 40)] * 40), [1, 0], False, "uint16", CROP)
+@pytest.mark.parametrize(("crop", "beyond"), CROPS)
+def test_bfloat16_is_rounded_as_torch_rounds(dtype: str, crop: tuple[int, int], beyond: int) -> None:
+    got, expected = _both(_samples(dtype, [(2, 70, 70)] * 40), [1, 0], False, "uint16", crop, beyond)
     assert torch.equal(torch.from_numpy(got).view(torch.bfloat16), torch.from_numpy(expected).to(torch.bfloat16))
 
 
