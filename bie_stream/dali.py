@@ -9,7 +9,6 @@ bfloat16, so torch casts.
 """
 
 import contextlib
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,36 +18,41 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 
 from bie_stream import affine, codecs, finish
 from bie_stream.normalise import IMAGE_VARIANCE_FLOOR
-from bie_stream.work import Fetch, Images, Piece, Settings, Times, Work, ahead
+from bie_stream.work import Fetch, Images, Kind, Piece, Settings, Times, Work, ahead
 
 Inputs = dict[str, list[codecs.Pixels]]
+Running = tuple[Work, list[Inputs]]
 _FLAGS = ("swap", "flip_y", "flip_x")
 
 
 def images(steps: Sequence[int], fetch: Fetch, settings: Settings, times: Times) -> Images:
-    """Each batch of work with its images [B, C, Y, X] on the device, in order."""
-    depth = min(settings.prefetch_batches + 1, len(steps))
-    pipeline: Pipeline | None = None
+    """Each batch of work with its images [B, C, Y, X] on the device, in order.
 
-    def prepare(step: int) -> tuple[Work, Inputs]:
+    While a batch is used, DALI works on the one after it.
+    """
+    pipelines: dict[int, Pipeline] = {}  # of each dataset
+
+    def prepare(step: int) -> Running:
         work = fetch(step)
         with times.busy("decode"):
-            return work, _inputs(work.pieces[0], settings)
+            return work, [_inputs(piece, settings) for piece in work.pieces]
 
-    inside: deque[tuple[Work, Inputs]] = deque()  # DALI reads inputs where they lie: they are kept until they are out
+    inside: Running | None = None  # DALI reads inputs where they lie: they are kept until it is done
     with contextlib.closing(ahead(prepare, steps, settings)) as prepared:
-        for work, inputs in prepared:
-            pipeline = pipeline or _pipeline(settings, depth)
-            for name, values in inputs.items():
-                pipeline.feed_input(name, values)
-            inside.append((work, inputs))
-            if len(inside) == depth:
-                pipeline.schedule_run()  # the first call runs all `depth` batches that were fed, each later call one
-                yield inside[0][0], _take(pipeline, inside[0][0], settings)
-                inside.popleft()
-    while pipeline is not None and inside:
-        yield inside[0][0], _take(pipeline, inside[0][0], settings)
-        inside.popleft()
+        for running in prepared:
+            done = None if inside is None else (inside[0], _take(inside[0], pipelines, settings))
+            for piece, inputs in zip(running[0].pieces, running[1], strict=True):
+                if piece.dataset not in pipelines:
+                    pipelines[piece.dataset] = _pipeline(settings, settings.kinds[piece.dataset])
+                for name, values in inputs.items():
+                    pipelines[piece.dataset].feed_input(name, values)
+                pipelines[piece.dataset].schedule_run()
+            inside = running
+            if done is not None:
+                yield done
+                del done
+    if inside is not None:
+        yield inside[0], _take(inside[0], pipelines, settings)
 
 
 def _inputs(piece: Piece, settings: Settings) -> Inputs:
@@ -57,10 +61,14 @@ def _inputs(piece: Piece, settings: Settings) -> Inputs:
     DALI on a CPU has no Blosc2, decodes HTJ2K by the same OpenJPEG with a line on stderr for every image, and
     deflated TIFF no faster than tifffile.
     """
-    kind, view = settings.kinds[0], piece.view
+    kind, view = settings.kinds[piece.dataset], piece.view
     encoded = kind.codec == "npy"
     inside = [np.frombuffer(each, np.uint8) for each in piece.payloads] if encoded else piece.decoded(kind)
-    inputs: Inputs = {"payload": piece.by_image(inside)}
+    inputs: Inputs = {
+        "payload": piece.by_image(inside),
+        "shift": list(piece.shift[:, :, None, None]),
+        "scale": list(piece.scale[:, :, None, None]),
+    }
     if view.matrix is None:
         inputs["corner"] = list(np.stack([view.top, view.left], axis=1).astype(np.int32))
         return inputs | {name: list(getattr(view, name).astype(np.int32)) for name in _FLAGS}
@@ -74,19 +82,31 @@ def _inputs(piece: Piece, settings: Settings) -> Inputs:
     }
 
 
-def _take(pipeline: Pipeline, work: Work, settings: Settings) -> torch.Tensor:
-    (output,) = pipeline.share_outputs()
-    shared = torch.utils.dlpack.from_dlpack(output.as_tensor())  # memory that DALI writes to again after the release
-    batch = shared.to(torch.float32 if settings.finished else settings.dtype, copy=True)
-    if batch.is_cuda:
-        torch.cuda.current_stream().synchronize()
-    pipeline.release_outputs()
-    return finish.apply(batch, work.pieces[0].view).to(settings.dtype) if settings.finished else batch
+def _take(work: Work, pipelines: dict[int, Pipeline], settings: Settings) -> torch.Tensor:
+    dtype = torch.float32 if settings.finished else settings.dtype
+    batch: torch.Tensor | None = None
+    for piece in work.pieces:
+        pipeline = pipelines[piece.dataset]
+        (output,) = pipeline.share_outputs()
+        shared = torch.utils.dlpack.from_dlpack(output.as_tensor())  # memory that DALI writes to after the release
+        if batch is None:
+            batch = torch.empty((settings.images, *shared.shape[1:]), dtype=dtype, device=shared.device)
+        if len(work.pieces) == 1:
+            batch.copy_(shared)
+        else:
+            batch[torch.from_numpy(piece.rows).to(shared.device)] = shared.to(dtype)
+        if batch.is_cuda:
+            torch.cuda.current_stream().synchronize()
+        pipeline.release_outputs()
+    assert batch is not None, "a batch is not empty"
+    if settings.finished:
+        finish.apply_to(batch, [(piece.rows, piece.view) for piece in work.pieces])
+    return batch.to(settings.dtype)
 
 
-def _pipeline(settings: Settings, depth: int) -> Pipeline:
+def _pipeline(settings: Settings, kind: Kind) -> Pipeline:
     on_gpu, resamples = settings.device.type == "cuda", settings.resampled
-    kind, (height, width) = settings.kinds[0], settings.crop
+    height, width = settings.crop
 
     def argument(name: str, dtype: Any, ndim: int) -> Any:
         return fn.external_source(name=name, dtype=dtype, ndim=ndim)
@@ -95,7 +115,7 @@ def _pipeline(settings: Settings, depth: int) -> Pipeline:
         batch_size=settings.images,
         num_threads=settings.threads,
         device_id=(settings.device.index or 0) if on_gpu else None,
-        prefetch_queue_depth=depth,
+        exec_pipelined=False,
         enable_conditionals=True,
     )
     def graph() -> Any:
@@ -118,8 +138,9 @@ def _pipeline(settings: Settings, depth: int) -> Pipeline:
                 x = fn.transpose(x, perm=[0, 2, 1])
             x = fn.flip(fn.reshape(x, layout="CHW"), vertical=flip_y, horizontal=flip_x)
             x = fn.cast(x, dtype=types.FLOAT)
-        x = (x - types.Constant(kind.normalisation.shift)) * types.Constant(kind.normalisation.scale)
-        if kind.normalisation.per_image:
+        shift, scale = argument("shift", types.FLOAT, 3), argument("scale", types.FLOAT, 3)
+        x = (x - (shift.gpu() if on_gpu else shift)) * (scale.gpu() if on_gpu else scale)
+        if kind.per_image:
             x = fn.normalize(x, axes=[1, 2], epsilon=IMAGE_VARIANCE_FLOOR)
         return x
 

@@ -16,6 +16,7 @@ from bie_stream.shards import (
     TABLES_AT_ONCE,
     ChannelStatistics,
     Manifest,
+    PlateStatistics,
     crc32c,
     read_manifest,
     read_rows,
@@ -134,6 +135,11 @@ class Dataset:
         """Of each channel of `dataset[i]`, over the whole dataset (all splits)."""
         return tuple(self.manifest.statistics[i] for i in self.channel_indices)
 
+    @property
+    def plates(self) -> dict[str, tuple[PlateStatistics, ...]]:
+        """Of each plate, the statistics of each channel of `dataset[i]`, over all splits."""
+        return {name: tuple(of[i] for i in self.channel_indices) for name, of in self.manifest.plates.items()}
+
     @functools.cached_property
     def table(self) -> pa.Table:
         """One row per sample, in order: columns of `bie_stream.shards.SAMPLE_COLUMNS`, the labels, `shard`."""
@@ -182,6 +188,7 @@ class Dataset:
 
         Raises:
             SampleError: they cannot be read, or are not those that were written.
+            DatasetError: their store does not answer.
         """
         row = self._row(sample)
         of = self._samples
@@ -189,6 +196,10 @@ class Dataset:
         data = self.store.read(shard, offset, size)
         if not self._samples.begins[row]:
             if (found := crc32c(data)) != expected:
+                self.store.forget(shard, offset, size)  # they may have been spoilt on their way
+                data = self.store.read(shard, offset, size)
+                found = crc32c(data)
+            if found != expected:
                 raise SampleError(
                     f"sample {self._key(shard, offset)} in shard {self.manifest.shards[shard].name} of {self.folder} "
                     f"has changed: crc32c {found:08x}, the table says {expected:08x}; see `shardgen verify`"
@@ -197,10 +208,21 @@ class Dataset:
             self._samples.begins[row] = in_place or 1
         return data
 
+    def prefetch(self, samples: npt.NDArray[np.int64]) -> None:
+        """Says that these [B] will be read; returns at once. Files on disk the system reads ahead itself."""
+        of, rows = self._samples, self._in(samples)
+        for shard, offset, size in zip(*(each[rows].tolist() for each in (of.shard, of.offset, of.size)), strict=True):
+            self.store.prefetch(shard, offset, size)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether it lies on a disk of this machine, or one that looks so."""
+        return isinstance(self.store, LocalStore)
+
     @property
     def in_place(self) -> bool:
         """Whether pixels lie in memory as they are, so that a part of a sample can be read without the rest."""
-        return self.manifest.codec == "npy" and isinstance(self.store, LocalStore)
+        return self.manifest.codec == "npy" and self.on_disk
 
     def unverified(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """[B] which of these have not been read yet."""

@@ -12,7 +12,7 @@ At an image's edge it goes on as in a mirror that stands on the outermost pixels
 costs nothing, and a sample that a step leaves alone keeps its bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -37,6 +37,16 @@ def apply(images: torch.Tensor, view: View) -> torch.Tensor:
     if view.noise is not None:
         noise.add(images, view.noise)
     return images
+
+
+def apply_to(images: torch.Tensor, pieces: Sequence[tuple[Integers, View]]) -> None:
+    """The same in place, for pieces of a batch, each of some rows of it, that together are all of it."""
+    if len(pieces) == 1:
+        apply(images, pieces[0][1])
+        return
+    for rows, view in pieces:
+        at = torch.from_numpy(rows).to(images.device)
+        images[at] = apply(images[at], view)
 
 
 def scale(images: torch.Tensor, gain: Floats, offset: Floats) -> None:

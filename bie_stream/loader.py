@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -21,11 +22,11 @@ from bie_stream import native
 from bie_stream.augment import NO_AUGMENT, Augment, View, draw
 from bie_stream.dataset import Dataset
 from bie_stream.errors import DatasetError, SampleError
-from bie_stream.folder import LocalFolder
 from bie_stream.mixture import Mixture
-from bie_stream.normalise import Normalisation, Normalise, normalisation
+from bie_stream.normalise import Normalisation, Normalise, normalisation, normalisation_by_plate
 from bie_stream.order import Balanced, Blocked, Order, Part, Sequential, Shuffled, cut
 from bie_stream.shuffle_quality import ShuffleQuality, measure
+from bie_stream.store import Counts
 from bie_stream.work import Fetch, Images, Kind, Piece, Settings, Stage, Times, Work
 
 Backend = Literal["auto", "native", "dali"]
@@ -53,6 +54,11 @@ class Batch:
     valid: torch.Tensor
     dataset: torch.Tensor
     channels: tuple[str, ...]
+
+    def to(self, device: str | torch.device, *, non_blocking: bool = False) -> "Batch":
+        """With its images on a device: what Lightning and accelerate call. They are there already if the loader was
+        given the device."""
+        return dataclasses.replace(self, images=self.images.to(device, non_blocking=non_blocking))
 
 
 class Loader:
@@ -130,9 +136,10 @@ class Loader:
         self._bad: dict[tuple[int, int], str] = {}
         self._lock = threading.Lock()
         device = torch.device(device)
-        self.backend = _choose(backend, device, len(self.datasets))
+        self.backend = _choose(backend, device)
+        self._levels = [_levels(each, normalise) for each in self.datasets]
         self._settings = Settings(
-            kinds=tuple(_kind(each, normalise) for each in self.datasets),
+            kinds=tuple(map(_kind, self.datasets, self._levels)),
             images=views * batch_size // world_size,
             crop=_crop(self.datasets, crop, self._augment.quarter_turn),
             resampled=self._augment.resamples,
@@ -191,9 +198,8 @@ class Loader:
 
     def _fetch(self, seed: int, epoch: int) -> Fetch:
         def fetch(step: int) -> Work:
-            part = self.order.batch(
-                step, batch_size=self.batch_size, seed=seed, epoch=epoch, rank=self._rank, world_size=self._world_size
-            )
+            part = self._part(step, seed, epoch)
+            self._read_ahead(step + self._settings.threads, seed, epoch)
             with self._times.busy("read"):
                 pieces, ids = self._pieces(part, seed)
             views, read_bytes = self.views, sum(map(self._bytes_read, pieces))
@@ -201,6 +207,19 @@ class Loader:
             return Work(np.repeat(ids, views), valid, dataset, pieces, read_bytes)
 
         return fetch
+
+    def _part(self, step: int, seed: int, epoch: int) -> Part:
+        return self.order.batch(
+            step, batch_size=self.batch_size, seed=seed, epoch=epoch, rank=self._rank, world_size=self._world_size
+        )
+
+    def _read_ahead(self, step: int, seed: int, epoch: int) -> None:
+        """Tells object stores what a step will need that no thread has begun with yet."""
+        if step >= self.steps_per_epoch or all(dataset.on_disk for dataset in self.datasets):
+            return
+        part = self._part(step, seed, epoch)
+        for number in np.unique(part.dataset).tolist():
+            self.datasets[number].prefetch(part.ids[part.dataset == number])
 
     def _pieces(self, part: Part, seed: int) -> tuple[tuple[Piece, ...], npt.NDArray[np.int64]]:
         """What is to be read of each dataset, and the ids [B] that it really is."""
@@ -213,7 +232,9 @@ class Loader:
             view = self._view(number, ids, shapes[:, 1:], part.visit[rows], seed ^ (number << 40))
             images = (rows[:, None] * self.views + np.arange(self.views)).ravel()
             repeated = None if addresses is None else np.repeat(addresses, self.views)
-            pieces.append(Piece(number, images, np.repeat(shapes, self.views, axis=0), payloads, repeated, view))
+            shift, scale = self._levels[number].of(np.repeat(ids, self.views))
+            shapes = np.repeat(shapes, self.views, axis=0)
+            pieces.append(Piece(number, images, shapes, payloads, repeated, view, shift, scale))
         return tuple(pieces), all_ids
 
     def _found(
@@ -292,7 +313,10 @@ class Loader:
         """What happened so far: how much, how fast, where the time went, and what was left out.
 
         `busy_share` is of the time of all threads, `wait_share` of the consumer's: how long it stood still for a batch.
+        `store` is what reading from object stores took, see `bie_stream.store.Counts`; all are 0 of a disk.
         """
+        with self._lock:
+            bad = list(self._bad.items())
         seconds = self._wait_s + self._consumer_s
         threads = self._settings.threads * max(seconds, 1e-9)
         busy = {stage: spent / threads for stage, spent in self._times.seconds.items()}
@@ -307,8 +331,16 @@ class Loader:
             "wait_share": wait,
             "busy_share": busy,
             "bottleneck": bottleneck(wait, busy),
-            "bad_samples": {sample: why for (_, sample), why in self._bad.items()},
+            "store": self._store_counts(),
+            "bad_samples": [{"dataset": number, "id": sample, "why": why} for (number, sample), why in bad],
         }
+
+    def _store_counts(self) -> dict[str, int]:
+        stores = {id(each.store): each.store for each in self.datasets if not each.on_disk}
+        counted = Counter({field.name: 0 for field in dataclasses.fields(Counts)})
+        for store in stores.values():
+            counted.update(dataclasses.asdict(store.counts))
+        return dict(counted)
 
 
 def bottleneck(wait_share: float, busy_share: dict[Stage, float]) -> str:
@@ -346,15 +378,52 @@ def _side_by_side(views: list[View]) -> View:
     return cast(View, joined(views))
 
 
-def _kind(dataset: Dataset, normalise: Normalise | Normalisation) -> Kind:
+@dataclass(frozen=True)
+class _Levels:
+    """What the pixels of each sample are normalised by.
+
+    Attributes:
+        plates: [N] the row of `by` that is a sample's.
+    """
+
+    by: Normalisation
+    plates: npt.NDArray[np.int32]
+
+    def of(self, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Shift and scale [B, C] of samples."""
+        rows = self.plates[ids]
+        return self.by.shift[rows], self.by.scale[rows]
+
+
+def _levels(dataset: Dataset, normalise: Normalise | Normalisation) -> _Levels:
+    if normalise == "plate":
+        return _levels_by_plate(dataset)
     by = normalise
     if not isinstance(by, Normalisation):
         by = normalisation(by, dataset.channels, dataset.statistics)
+    if by.shift.shape != (1, len(dataset.channels)):
+        raise DatasetError(f"a normalisation of {by.shift.shape} (plates, channels) is for no other dataset")
+    return _Levels(by, np.broadcast_to(np.int32(0), (len(dataset),)))
+
+
+def _levels_by_plate(dataset: Dataset) -> _Levels:
+    names = dataset.table["plate"].combine_chunks().dictionary_encode()
+    known = dataset.plates
+    if missing := set(names.dictionary.to_pylist()) - set(known):
+        raise DatasetError(
+            f"{dataset.folder} has no statistics of plate {min(missing)!r}: build it with this version of shardgen, "
+            "or use normalise='dataset'"
+        )
+    own = {name: known[name] for name in names.dictionary.to_pylist()}
+    return _Levels(normalisation_by_plate(dataset.channels, own), names.indices.to_numpy())
+
+
+def _kind(dataset: Dataset, levels: _Levels) -> Kind:
     return Kind(
         codec=dataset.manifest.codec,
         dtype=dataset.manifest.dtype,
         channels=np.array(dataset.channel_indices, np.int64),
-        normalisation=by,
+        per_image=levels.by.per_image,
     )
 
 
@@ -386,7 +455,7 @@ def _apart(numbers: Iterable[npt.NDArray[np.int32]]) -> npt.NDArray[np.int64]:
 
 
 def _exact(dataset: Dataset, shuffle: Shuffle) -> Shuffled | Blocked:
-    if shuffle == "everywhere" or (shuffle == "auto" and isinstance(dataset.folder, LocalFolder)):
+    if shuffle == "everywhere" or (shuffle == "auto" and dataset.on_disk):
         return Shuffled(len(dataset))
     stored = sum(shard.bytes for shard in dataset.manifest.shards) // max(1, dataset.manifest.samples)
     sizes = np.bincount(dataset.shards)  # rows are in the order of the shards
@@ -407,11 +476,9 @@ def _crop(datasets: tuple[Dataset, ...], crop: int | None, quarter_turn: bool) -
     return int(smallest[0]), int(smallest[1])
 
 
-def _choose(backend: Backend, device: torch.device, datasets: int) -> Literal["native", "dali"]:
-    if backend == "native" or (backend == "auto" and (device.type != "cuda" or datasets > 1)):
+def _choose(backend: Backend, device: torch.device) -> Literal["native", "dali"]:
+    if backend == "native" or (backend == "auto" and device.type != "cuda"):
         return "native"
-    if datasets > 1:
-        raise DatasetError("back end 'dali' takes one dataset; use backend='native' for several")
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:

@@ -37,33 +37,29 @@ def images(steps: Sequence[int], fetch: Fetch, settings: Settings, times: Times,
 
 
 def _write(piece: Piece, kind: Kind, decoded: list[codecs.Pixels], slab: npt.NDArray[np.generic]) -> None:
-    by, view = kind.normalisation, piece.view
-    shift, scale = by.shift[:, 0, 0], by.scale[:, 0, 0]
+    view = piece.view
     if view.matrix is not None:
         about = affine.centre(view, (slab.shape[2], slab.shape[3]))
-        for pixels, row, matrix, centre in zip(decoded, piece.rows, view.matrix, about, strict=True):
+        each = zip(decoded, piece.rows, view.matrix, about, piece.shift, piece.scale, strict=True)
+        for pixels, row, matrix, centre, shift, scale in each:
             affine.sample(pixels, kind.channels, matrix, centre, shift, scale, slab[row])
-            if by.per_image:
+            if kind.per_image:
                 normalise.standardise(slab[row])
         return
     addresses = piece.addresses
     if addresses is None:
         addresses = np.array([pixels.ctypes.data for pixels in decoded], np.int64)
-    each = (len(piece.rows), len(kind.channels))
     crop_into(
         addresses, piece.shapes, np.empty(0, kind.dtype), kind.channels, view.top, view.left, view.swap, view.flip_y,
-        view.flip_x, np.broadcast_to(shift, each), np.broadcast_to(scale, each), by.per_image, piece.rows, slab,
+        view.flip_x, piece.shift, piece.scale, kind.per_image, piece.rows, slab,
     )  # fmt: skip
 
 
 def _finished(work: Work, slab: torch.Tensor, settings: Settings) -> torch.Tensor:
     if slab.dtype != torch.float32:
         return slab.view(torch.bfloat16)
-    if settings.finished and len(work.pieces) == 1:
-        finish.apply(slab, work.pieces[0].view)
-    elif settings.finished:
-        for piece in work.pieces:
-            slab[piece.rows] = finish.apply(slab[piece.rows], piece.view)
+    if settings.finished:
+        finish.apply_to(slab, [(piece.rows, piece.view) for piece in work.pieces])
     return slab.to(settings.dtype)
 
 

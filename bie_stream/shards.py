@@ -90,6 +90,13 @@ class ChannelStatistics(_Frozen):
     percentiles: dict[str, float]
 
 
+class PlateStatistics(_Frozen):
+    """Of one channel, over every pixel of one plate's samples."""
+
+    mean: float
+    std: float
+
+
 class ShardEntry(_Frozen):
     """One shard as the manifest lists it; `bytes` and `sha256` are those of its tar."""
 
@@ -118,6 +125,7 @@ class Manifest(_Frozen):
     rejected: int  # fields, in rejects.parquet
     left_out: dict[str, int] = {}  # samples, by the rule of the options that left them out
     statistics: tuple[ChannelStatistics, ...]
+    plates: dict[str, tuple[PlateStatistics, ...]] = {}  # of each; none of a dataset that others wrote
     shards: tuple[ShardEntry, ...]
     options: dict[str, Any]
     plan_sha256: str
@@ -126,6 +134,9 @@ class Manifest(_Frozen):
     def _one_for_each_channel(self) -> Self:
         if len(self.statistics) != len(self.channels):
             raise ValueError(f"{len(self.statistics)} statistics of {len(self.channels)} channels")
+        for plate, statistics in self.plates.items():
+            if len(statistics) != len(self.channels):
+                raise ValueError(f"{len(statistics)} statistics of plate {plate}, of {len(self.channels)} channels")
         return self
 
 

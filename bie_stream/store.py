@@ -7,7 +7,6 @@ read ─▶ cache ─▶ view                          prefetch ─▶ queue
 """
 
 import functools
-import mmap
 import re
 import threading
 from collections import Counter
@@ -20,7 +19,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bie_stream.cache import Cache, Piece, open_cache
+from bie_stream.cache import Cache, Piece, mapped, open_cache
 from bie_stream.errors import DatasetError, SampleError
 from bie_stream.folder import Folder, LocalFolder, RemoteFolder
 from bie_stream.patience import again, aside, said
@@ -60,7 +59,9 @@ class Store(Protocol):
         """A read-only view of these bytes.
 
         Raises:
-            SampleError: the file is gone or ends before them, or its store does not give them.
+            SampleError: the file is gone or ends before them.
+            DatasetError: its store does not give them. That is no fault of the sample, and may pass: to leave it out
+                would make what is read a matter of the hour.
         """
 
     def prefetch(self, shard: int, offset: int, size: int) -> None:
@@ -210,7 +211,7 @@ class RemoteStore:
         except FileNotFoundError as error:
             raise SampleError(f"{self._where(shard)} is not there") from error
         except Exception as error:
-            raise SampleError(
+            raise DatasetError(
                 f"{self._where(shard)}, bytes {part.start}..{part.stop}: {said(error)}; see the network and the store"
             ) from error
         found = self._kept(piece, start, stop)
@@ -294,7 +295,6 @@ class LocalStore:
     @staticmethod
     def _map(path: Path) -> memoryview:
         try:
-            with path.open("rb") as file:
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return mapped(path, 0, path.stat().st_size)
         except (OSError, ValueError) as error:
             raise SampleError(f"{path} cannot be read: {error}") from error

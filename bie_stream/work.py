@@ -24,7 +24,6 @@ from bie_stream import codecs
 from bie_stream.augment import View
 from bie_stream.codecs import Codec, Dtype
 from bie_stream.errors import DatasetError
-from bie_stream.normalise import Normalisation
 
 Stage = Literal["read", "decode", "transform", "copy"]
 
@@ -35,12 +34,13 @@ class Kind:
 
     Attributes:
         channels: [C] int64, indices into the stored channels, in the order wanted.
+        per_image: whether each image is brought to mean 0 and variance 1 in the end.
     """
 
     codec: Codec
     dtype: Dtype
     channels: npt.NDArray[np.int64]
-    normalisation: Normalisation
+    per_image: bool
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Piece:
         payloads: N encoded samples; empty where there are addresses.
         addresses: [N] int64, where in memory the pixels lie as they are.
         view: what is made of each.
+        shift, scale: [N, C] float32, see `bie_stream.normalise`.
     """
 
     dataset: int
@@ -87,6 +88,8 @@ class Piece:
     payloads: list[memoryview]
     addresses: npt.NDArray[np.int64] | None
     view: View
+    shift: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.float32]
 
     @property
     def views(self) -> int:

@@ -33,6 +33,7 @@ from bie_stream.shards import (
     SHARDS,
     ChannelStatistics,
     Manifest,
+    PlateStatistics,
     ShardEntry,
     ShardWriter,
     read_manifest,
@@ -46,7 +47,7 @@ from shardgen.engines import Advance, Engine, Facts, Shard, chosen
 from shardgen.masks import objects_of, read_mask
 from shardgen.pixels import read_field
 from shardgen.plan import Plan, Planned, np_size
-from shardgen.statistics import ChannelCounts
+from shardgen.statistics import ChannelCounts, PlateSums, plate_statistics
 
 _LOOKS_AT_ONCE = 16  # at what is there already: in a store, each is a request
 _VISIBLE_S = 60.0  # a client of NFS may hold for so long that a file is missing
@@ -115,6 +116,7 @@ class _Written:
         self.rejected = 0
         self._rejects: dict[str, list[dict[str, Any]]] = {}
         self._counts = [ChannelCounts(plan.dtype) for _ in plan.archive.channels]
+        self._plates: list[dict[str, Any]] = []
 
     def add(self, name: str, facts: Facts) -> None:
         """Takes in one shard."""
@@ -125,6 +127,7 @@ class _Written:
         self._rejects[name] = facts["rejects"]
         for counts, counted in zip(self._counts, facts["statistics"], strict=True):
             counts.merge(counted)
+        self._plates.append(facts["plates"])
 
     @property
     def rejects(self) -> list[dict[str, Any]]:
@@ -135,6 +138,11 @@ class _Written:
     def statistics(self) -> tuple[ChannelStatistics, ...]:
         """Of each channel, over all shards."""
         return tuple(counts.statistics() for counts in self._counts)
+
+    @property
+    def plates(self) -> dict[str, tuple[PlateStatistics, ...]]:
+        """Of each plate and channel, over all shards."""
+        return plate_statistics(self._plates)
 
 
 def begun_with(out: Location) -> Codec | None:
@@ -279,6 +287,7 @@ def _move(own: Path, out: Folder, name: str) -> None:
 
 def _write_samples(plan: Plan, root: Path, max_rejects: int, name: str, shard: Shard, advance: Advance) -> None:
     counts = [ChannelCounts(plan.dtype) for _ in plan.archive.channels]
+    plates = PlateSums(counts)
     splits: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     rejects: list[dict[str, Any]] = []
@@ -296,6 +305,7 @@ def _write_samples(plan: Plan, root: Path, max_rejects: int, name: str, shard: S
                     pixels, row = sample
                     writer.add(codecs.encoded_parts(pixels, plan.options.codec), row)
                     splits[row["split"]] += 1
+                    plates.turn_to(row["plate"])
                     for count, channel in zip(counts, pixels, strict=True):
                         count.add(channel)
             advance(1)
@@ -306,6 +316,7 @@ def _write_samples(plan: Plan, root: Path, max_rejects: int, name: str, shard: S
             "splits": splits,
             "left_out": left_out,
             "statistics": [count.dump() for count in counts],
+            "plates": plates.dump(),
         }
 
 
@@ -373,6 +384,7 @@ def _publish(plan: Plan, out: Folder, written: _Written, names: list[str]) -> Ma
         rejected=len(rejects),
         left_out=dict(sorted(written.left_out.items())),
         statistics=written.statistics,
+        plates=written.plates,
         shards=shards,
         options=plan.options.model_dump(),
         plan_sha256=plan.sha256,

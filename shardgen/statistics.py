@@ -1,4 +1,4 @@
-"""Statistics of each channel, exact over the dataset: counted per shard, merged from shards.
+"""Statistics of each channel, exact over the dataset and over each plate: counted per shard, merged from shards.
 
 Every value of an 8- or 16-bit pixel has its own bin, so nothing is lost. A float32 falls into the bin of its upper
 16 bits (order kept, bins at most 1/128 of the value wide), for percentiles only; its mean and variance come from
@@ -8,18 +8,46 @@ sums in float64.
 import base64
 import math
 import zlib
-from typing import Any
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bie_stream.codecs import Pixels
 from bie_stream.compiled import compiled
-from bie_stream.shards import ChannelStatistics
+from bie_stream.shards import ChannelStatistics, PlateStatistics
 
 PERCENTILES = (0.1, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.9)
 _BINS = 1 << 16
 _MOST_RECENT = 2**32 - 1
+_VALUES = np.arange(_BINS)
+_SQUARES = _VALUES**2 >> 16, _VALUES**2 & 0xFFFF  # in halves, so that sums over 2**46 pixels do not overflow
+
+
+class Sums(NamedTuple):
+    """Of pixels: how many, the sum of their values, and of their squares; whole numbers for integer pixels."""
+
+    pixels: int
+    values: float
+    squares: float
+
+    def without(self, earlier: "Sums") -> "Sums":
+        """Of those that came later."""
+        return Sums(self.pixels - earlier.pixels, self.values - earlier.values, self.squares - earlier.squares)
+
+    @property
+    def mean(self) -> float:
+        return self.values / self.pixels
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the population."""
+        n, first, second = self
+        if isinstance(first, int) and isinstance(second, int):  # Python's do not overflow, and nothing cancels
+            return float(((n * second - first * first) / (n * n)) ** 0.5)
+        return float(max(second / n - (first / n) ** 2, 0.0) ** 0.5)
 
 
 class ChannelCounts:
@@ -53,6 +81,15 @@ class ChannelCounts:
         self._settle()
         return self._counts
 
+    def sums(self) -> Sums:
+        """Of all pixels so far."""
+        counts = self.counts
+        pixels = int(counts.sum())
+        if self.dtype == "float32":
+            return Sums(pixels, *self._totals())
+        high, low = (int(part @ counts) for part in _SQUARES)
+        return Sums(pixels, int(_VALUES @ counts), (high << 16) + low)
+
     def _totals(self) -> tuple[float, float]:
         return math.fsum(self._sums), math.fsum(self._squares)
 
@@ -82,21 +119,62 @@ class ChannelCounts:
         running = np.cumsum(counts[filled])
         at = [filled[np.searchsorted(running, p / 100 * n - 1e-9)] for p in PERCENTILES]
         values = _float32_of_bin(np.array(at)) if self.dtype == "float32" else np.array(at)
-        if self.dtype == "float32":
-            (total, squares), minimum, maximum = self._totals(), self.minimum, self.maximum
-            mean, variance = total / n, max(squares / n - (total / n) ** 2, 0.0)
-        else:  # Python's integers do not overflow
-            pairs = [(int(value), int(counts[value])) for value in filled]
-            first, second = sum(v * c for v, c in pairs), sum(v * v * c for v, c in pairs)
-            mean, variance = first / n, (n * second - first * first) / (n * n)
-            minimum, maximum = pairs[0][0], pairs[-1][0]
+        integers = self.dtype != "float32"
+        sums = self.sums()
         return ChannelStatistics(
-            mean=mean,
-            std=variance**0.5,
-            minimum=minimum,
-            maximum=maximum,
+            mean=sums.mean,
+            std=sums.std,
+            minimum=int(filled[0]) if integers else self.minimum,
+            maximum=int(filled[-1]) if integers else self.maximum,
             percentiles={f"{p:g}": float(value) for p, value in zip(PERCENTILES, values, strict=True)},
         )
+
+
+class PlateSums:
+    """What each plate's pixels add to the counts of a shard, which go on over all of its plates.
+
+    Args:
+        counts: of each channel.
+    """
+
+    def __init__(self, counts: Sequence[ChannelCounts]) -> None:
+        self._counts, self._plate = counts, ""
+        self._before: list[Sums] | None = None  # what was counted before this plate
+        self._of: dict[str, list[list[Sums]]] = defaultdict(list)
+
+    def turn_to(self, plate: str) -> None:
+        """What is counted from here on is of this plate."""
+        if self._before is None or plate != self._plate:
+            self._settle()
+            self._plate, self._before = plate, [count.sums() for count in self._counts]
+
+    def dump(self) -> dict[str, list[list[Sums]]]:
+        """For the table's metadata: of each plate, for each time that it was turned to, the sums of each channel."""
+        self._settle()
+        self._before = None
+        return dict(self._of)
+
+    def _settle(self) -> None:
+        if self._before is not None:
+            pairs = zip(self._counts, self._before, strict=True)
+            self._of[self._plate].append([count.sums().without(before) for count, before in pairs])
+
+
+def plate_statistics(dumped: Sequence[Mapping[str, Any]]) -> dict[str, tuple[PlateStatistics, ...]]:
+    """Of each plate's channels, from what `PlateSums` of all shards dumped, in any order."""
+    parts: dict[str, list[list[list[float]]]] = defaultdict(list)
+    for shard in dumped:
+        for plate, turns in shard.items():
+            parts[plate] += turns
+    return {plate: tuple(map(_of_plate, zip(*parts[plate], strict=True))) for plate in sorted(parts)}
+
+
+def _of_plate(channel: Sequence[Sequence[float]]) -> PlateStatistics:
+    pixels, values, squares = ([part[i] for part in channel] for i in range(3))
+    exact = all(isinstance(value, int) for value in values)
+    add = sum if exact else math.fsum  # of floats, too, the sum does not depend on their order
+    sums = Sums(int(sum(pixels)), add(values), add(squares))
+    return PlateStatistics(mean=sums.mean, std=sums.std)
 
 
 @compiled

@@ -14,6 +14,7 @@ from bie_stream.shards import (
     Channel,
     ChannelStatistics,
     Manifest,
+    PlateStatistics,
     ShardEntry,
     ShardWriter,
     shard_facts,
@@ -58,13 +59,24 @@ def own_plate_dataset(plate_dataset: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write_dataset(tmp_path: Path) -> WriteDataset:
-    """A function that writes [C, Y, X] images, of any shapes, as a dataset of one shard; `codec=` other than npy."""
+    """A function that writes [C, Y, X] images, of any shapes, as a dataset of one shard; `codec=` other than npy.
 
-    def write(images: Sequence[npt.NDArray[np.generic]], codec: codecs.Codec = "npy") -> Path:
+    With `plates=`, their names of plates, the manifest has the statistics of each.
+    """
+
+    def write(
+        images: Sequence[npt.NDArray[np.generic]], codec: codecs.Codec = "npy", plates: Sequence[str] | None = None
+    ) -> Path:
         root = tmp_path / "written"
         with ShardWriter(root, "000000", SAMPLE_COLUMNS, codec) as writer:
             for i, image in enumerate(images):
-                row = {"key": f"s{i}", "shape": list(image.shape), "plate": "p", "well": f"A{i + 1}", "field": "1"}
+                row = {
+                    "key": f"s{i}",
+                    "shape": list(image.shape),
+                    "plate": plates[i] if plates else "p",
+                    "well": f"A{i + 1}",
+                    "field": "1",
+                }
                 writer.add([codecs.encode(image, codec)], row | {"z": 0, "t": 0, "top": 0, "left": 0, "split": "train"})
         facts = shard_facts(root, "000000")
         assert facts is not None
@@ -93,6 +105,7 @@ def write_dataset(tmp_path: Path) -> WriteDataset:
             labels=(),
             rejected=0,
             statistics=tuple(statistics),
+            plates={name: _of_plate(images, plates, name) for name in sorted(set(plates or []))},
             shards=(ShardEntry(name="000000", **{key: facts[key] for key in ("samples", "bytes", "sha256")}),),
             options={},
             plan_sha256="0" * 64,
@@ -101,3 +114,11 @@ def write_dataset(tmp_path: Path) -> WriteDataset:
         return root
 
     return write
+
+
+def _of_plate(
+    images: Sequence[npt.NDArray[np.generic]], plates: Sequence[str] | None, name: str
+) -> tuple[PlateStatistics, ...]:
+    own = np.stack([image for image, plate in zip(images, plates or [], strict=True) if plate == name])
+    channels = own.swapaxes(0, 1).reshape(own.shape[1], -1).astype(np.float64)
+    return tuple(PlateStatistics(mean=float(c.mean()), std=float(c.std())) for c in channels)

@@ -65,10 +65,12 @@ class Monitor:
             metrics["perplexity"] = float(torch.exp(-(share * torch.log(share + 1e-10)).sum()))
             metrics["codes_used"] = int((used > 0).sum())
             metrics["codes_per_image"] = sum(len(image.unique()) for image in self._last_codes) / len(self._last_codes)
+        loaded = self._loader.report()
         speed = {
             "samples_per_s": self._steps * self._config.data.batch_size / elapsed,
-            "data_wait_share": (self._loader.report()["wait_s"] - self._waited) / elapsed,
-            "bad_samples": len(self._loader.report()["bad_samples"]),
+            "data_wait_share": (loaded["wait_s"] - self._waited) / elapsed,
+            "bad_samples": len(loaded["bad_samples"]),
+            **{f"store/{name}": count for name, count in loaded["store"].items() if loaded["store"]["requests"]},
         }
         if not math.isfinite(metrics["loss"]):
             raise BieStreamError(

@@ -73,7 +73,7 @@ def test_swap_and_mirrors_alone_give_the_bits_of_the_plain_way() -> None:
     assert len(np.unique(view.matrix.round().reshape(-1, 4), axis=0)) == 8
     exact = View(view.top, view.left, view.swap, view.flip_y, view.flip_x, view.matrix.round())
     field = _fields()[0][:, :120, :130].copy()
-    by = normalise.Normalisation(np.full((3, 1, 1), 90, np.float32), np.full((3, 1, 1), 0.37, np.float32), False)
+    by = normalise.Normalisation(np.full((1, 3), 90, np.float32), np.full((1, 3), 0.37, np.float32))
     shift, scale = by.shift.ravel(), by.scale.ravel()
     got, expected = np.empty((2, 3, *CROP), np.float32)
     for b, about in enumerate(affine.centre(view, CROP)):

@@ -51,7 +51,7 @@ def _both(
         swap[:] = False
     top, left = (np.array([rng.integers(0, s.shape[axis] - crop[axis - 1] + 1) for s in samples]) for axis in (1, 2))
     rows = rng.permutation(count)
-    by = Normalisation(SHIFT[:, None, None], SCALE[:, None, None], per_image)
+    by = Normalisation(SHIFT[None], SCALE[None], per_image)
     got = _memory((count, 2, *crop), out_dtype, beyond)
     crop_into(
         np.array([s.ctypes.data for s in samples]), np.array([s.shape for s in samples]), np.empty(0, samples[0].dtype),

@@ -304,7 +304,7 @@ def test_a_bad_sample_is_replaced_counted_and_reported_in_training(
     for batches in epochs:
         assert Counter(_ids(batches)) == Counter([0, 1, 2, 4, 4, 5, 6, 7, 8, 9])
         assert all(batch.valid.all() for batch in batches)
-    assert list(loader.report()["bad_samples"]) == [3]
+    assert [(bad["dataset"], bad["id"]) for bad in loader.report()["bad_samples"]] == [(0, 3)]
     assert [record.levelname for record in caplog.records if "sample left out" in record.message] == ["WARNING"]
     # All others are as they would have been.
     sound = list(Loader(plates, 5, **asked))
@@ -374,7 +374,8 @@ def test_the_report_counts_batches_and_bytes(plates: Dataset) -> None:
     assert set(report["busy_share"]) == {"read", "decode", "transform", "copy"}
     assert all(0 <= share <= 1 for share in report["busy_share"].values())
     assert report["bottleneck"]
-    assert report["bad_samples"] == {}
+    assert report["bad_samples"] == []
+    assert set(report["store"].values()) == {0}
 
 
 @pytest.mark.parametrize(
@@ -453,6 +454,55 @@ def test_pixels_that_are_compressed_are_decoded_once_for_all_views(
 def other_plates(plate_archive: Path) -> Dataset:
     """The same fields with two of their three channels, in another order."""
     return bie_stream.open(plate_archive.parent / "dataset", channels=["Protein", "DNA"])
+
+
+@pytest.fixture
+def three_plates(write_dataset: WriteDataset) -> Dataset:
+    """Twelve samples of three plates, each brighter than the one before, in no order."""
+    rng = np.random.default_rng(0)
+    plates = [i % 3 for i in (0, 1, 2, 2, 1, 0, 0, 2, 1, 1, 0, 2)]
+    images = [rng.normal(300 * (n + 1), 20 * (n + 1), (2, 40, 40)).clip(0).astype(np.uint16) for n in plates]
+    return bie_stream.open(write_dataset(images, plates=[f"P{n}" for n in plates]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("channels", [None, ["c1"], ["c1", "c0"]])
+def test_by_plate_every_plate_has_mean_0_and_variance_1(three_plates: Dataset, backend: Any, channels: Any) -> None:
+    dataset = bie_stream.open(three_plates.folder, channels=channels).select(np.arange(12) > 0)
+    loader = Loader(dataset, 11, normalise="plate", training=False, backend=backend, threads=2)
+    images, plates = _images(list(loader)), np.array(dataset.table["plate"].to_pylist())
+    whole = np.array(three_plates.table["plate"].to_pylist())
+    for name in ("P0", "P1", "P2"):
+        raw = np.stack([three_plates[i] for i in np.flatnonzero(whole == name)]).astype(np.float64)
+        raw = raw[:, [int(channel[1]) for channel in dataset.channels]]
+        mean, std = raw.mean(axis=(0, 2, 3)), raw.std(axis=(0, 2, 3))
+        own = np.stack([dataset[i] for i in np.flatnonzero(plates == name)])
+        expected = (own - mean[:, None, None]) / std[:, None, None]
+        np.testing.assert_allclose(images[plates == name], expected, atol=1e-5)
+
+
+def test_normalisation_by_plate_is_refused_where_the_dataset_has_no_numbers_of_plates(
+    write_dataset: WriteDataset,
+) -> None:
+    dataset = bie_stream.open(write_dataset([np.zeros((1, 8, 8), np.uint8)]))
+    with pytest.raises(DatasetError, match=r"no statistics of plate 'p': .*normalise='dataset'"):
+        Loader(dataset, 1, normalise="plate")
+
+
+@needs_dali
+@pytest.mark.parametrize("augment", [Augment(), WILD])
+def test_native_and_dali_agree_on_mixtures(plates: Dataset, other_plates: Dataset, augment: Augment) -> None:
+    fewer_plates = plates.select(np.arange(10) < 7)  # of the same channels: both in one batch
+    asked: dict[str, Any] = {"crop": 24, "weights": [2, 1, 3], "threads": 2, "augment": augment, "views": 2}
+    native, dali = (
+        list(Loader([plates, other_plates, fewer_plates], 4, backend=b, **asked)) for b in ("native", "dali")
+    )
+    assert {len(set(batch.dataset.tolist())) for batch in native} == {1, 2}
+    for one, other in zip(native, dali, strict=True):
+        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.dataset, other.dataset)
+        assert one.channels == other.channels
+        torch.testing.assert_close(one.images, other.images, rtol=0, atol=0 if augment == Augment() else 0.02)
 
 
 def test_datasets_of_other_channels_come_in_batches_of_their_own(plates: Dataset, other_plates: Dataset) -> None:

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from bie_stream.errors import DatasetError
-from bie_stream.normalise import IMAGE_VARIANCE_FLOOR, Normalise, apply, normalisation
-from bie_stream.shards import ChannelStatistics
+from bie_stream.normalise import IMAGE_VARIANCE_FLOOR, Normalise, apply, normalisation, normalisation_by_plate
+from bie_stream.shards import ChannelStatistics, PlateStatistics
 
 STATISTICS = tuple(
     ChannelStatistics(mean=mean, std=std, minimum=0, maximum=65535, percentiles={})
@@ -62,3 +62,22 @@ def test_a_constant_channel_is_refused_by_name(kind: Normalise) -> None:
     with pytest.raises(DatasetError, match="channel 'Empty' has the value 7 everywhere"):
         normalisation(kind, ("DNA", "Empty"), (STATISTICS[0], flat))
     assert not normalisation("none", ("DNA", "Empty"), (STATISTICS[0], flat)).shift.any()
+
+
+def test_by_plate_each_plate_has_its_own_numbers() -> None:
+    of = {
+        name: tuple(PlateStatistics(mean=mean, std=std) for mean, std in numbers)
+        for name, numbers in {"P2": [(1.0, 2.0), (3.0, 4.0)], "P1": [(5.0, 6.0), (7.0, 8.0)]}.items()
+    }
+    by = normalisation_by_plate(("DNA", "Actin"), of)
+    np.testing.assert_array_equal(by.shift, [[1, 3], [5, 7]])
+    np.testing.assert_array_equal(by.scale, np.float32(1) / np.float32([[2, 4], [6, 8]]))
+    out = np.empty((2, 32, 48), np.float32)
+    apply(_pixels(), by, out, plate=1)
+    np.testing.assert_allclose(out[1], (_pixels()[1] - 7.0) / 8.0, rtol=1e-6)
+
+
+def test_a_plate_on_which_a_channel_is_constant_is_named() -> None:
+    dead = PlateStatistics(mean=7, std=0)
+    with pytest.raises(DatasetError, match=r"'Actin' has the value 7 all over plate P9: .* leave that plate out"):
+        normalisation_by_plate(("DNA", "Actin"), {"P9": (PlateStatistics(mean=1, std=1), dead)})

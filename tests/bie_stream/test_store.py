@@ -279,7 +279,7 @@ def test_what_never_passes_ends_in_bounded_time_and_names_the_shard(
         errors = [reading.exception() for reading in [pool.submit(store.read, 0, 10, 20) for _ in range(4)]]
     assert time.monotonic() - start < QUICK.longest_s + 5
     for error in errors:
-        assert isinstance(error, SampleError)
+        assert isinstance(error, DatasetError)
         assert f"{url}/shards/000000.tar, bytes 10..30: " in str(error)
         assert said in str(error)
         assert "\n" not in str(error)
@@ -291,11 +291,11 @@ def test_what_never_passes_ends_in_bounded_time_and_names_the_shard(
 def test_what_does_not_pass_is_asked_once(web: ArchiveServer, url: str, tmp_path: Path) -> None:
     store = store_at(url, tmp_path)
     web.ranges = False
-    with pytest.raises(SampleError, match=r"300001 bytes came of 16384 asked for; the server must know ranges"):
+    with pytest.raises(DatasetError, match=r"300001 bytes came of 16384 asked for; the server must know ranges"):
         store.read(0, 0, 10)
     web.ranges = True
     web.tree[TAR] = DATA[0][:BLOCK]
-    with pytest.raises(SampleError, match=r"000000\.tar, bytes 16384..16394: 416"):
+    with pytest.raises(DatasetError, match=r"000000\.tar, bytes 16384..16394: 416"):
         store.read(0, BLOCK, 10)
     del web.tree[TAR]
     with pytest.raises(SampleError, match=r"000000\.tar is not there"):
@@ -306,13 +306,13 @@ def test_what_does_not_pass_is_asked_once(web: ArchiveServer, url: str, tmp_path
 def test_a_shard_that_became_shorter_is_an_error(web: ArchiveServer, url: str, tmp_path: Path) -> None:
     web.tree[TAR] = DATA[0][: BLOCK + 100]
     store = store_at(url, tmp_path, patience=QUICK)
-    with pytest.raises(SampleError, match=r"000000\.tar, bytes 16384..16394: 100 bytes came of 16384 asked for"):
+    with pytest.raises(DatasetError, match=r"000000\.tar, bytes 16384..16394: 100 bytes came of 16384 asked for"):
         store.read(0, BLOCK, 10)
     assert right(store, (0, 0, BLOCK))
 
 
 def test_a_server_that_is_gone_is_an_error_in_bounded_time(tmp_path: Path) -> None:
-    with pytest.raises(SampleError, match=r"000000\.tar, bytes 0..10"):
+    with pytest.raises(DatasetError, match=r"000000\.tar, bytes 0..10"):
         store_at("http://127.0.0.1:9/plates", tmp_path, patience=QUICK).read(0, 0, 10)
     forget_connections("http")
 
@@ -324,7 +324,7 @@ def test_a_store_that_is_not_asynchronous_is_waited_for_no_longer(tmp_path: Path
     pipe = tmp_path / "shards" / "000000.tar"
     pipe.parent.mkdir()
     os.mkfifo(pipe)  # to open it waits for a writer, for ever
-    with pytest.raises(SampleError, match=r"no answer in 0\.1 s"):
+    with pytest.raises(DatasetError, match=r"no answer in 0\.1 s"):
         store_at(f"file://{tmp_path}", tmp_path / "c", patience=Patience(1, 0.1, 0)).read(0, 0, 10)
     with pipe.open("wb"):
         pass  # lets it go
@@ -543,7 +543,7 @@ def test_an_object_store_that_fails_now_and_then_is_read_whole(
 def test_an_object_store_that_stalls_is_an_error_in_bounded_time(s3: Faulty, s3_url: str, tmp_path: Path) -> None:
     s3.fault, s3.each, patience = "stall", 1, Patience(tries=2, limit_s=0.3, pause_s=0.05)
     start = time.monotonic()
-    with pytest.raises(SampleError, match=r"000000\.tar, bytes 0..10: no answer in 0.6 s"):
+    with pytest.raises(DatasetError, match=r"000000\.tar, bytes 0..10: no answer in 0.6 s"):
         store_at(s3_url, tmp_path, patience=patience).read(0, 0, 10)
     with pytest.raises(DatasetError, match=r"no answer in 0.6 s"):
         bie_stream.open(RemoteFolder(s3_url, patience))

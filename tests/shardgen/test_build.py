@@ -37,6 +37,12 @@ def test_the_dataset_holds_the_pixels_and_labels_of_the_archive(
     for channel, found in enumerate(dataset.statistics):
         assert found.mean == pytest.approx(taken[:, channel].mean(), rel=1e-12)
         assert found.percentiles["50"] == np.percentile(taken[:, channel], 50, method="inverted_cdf")
+    names = np.array(dataset.table["plate"].to_pylist())
+    assert set(dataset.plates) == set(names)
+    for name, channels in dataset.plates.items():
+        own = taken[names == name].swapaxes(0, 1)
+        np.testing.assert_allclose([c.mean for c in channels], own.mean(axis=(1, 2, 3)), rtol=1e-12)
+        np.testing.assert_allclose([c.std for c in channels], own.std(axis=(1, 2, 3)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])

@@ -1,3 +1,4 @@
+import json
 import math
 from fractions import Fraction
 from typing import Any
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from shardgen import statistics
-from shardgen.statistics import PERCENTILES, ChannelCounts
+from shardgen.statistics import PERCENTILES, ChannelCounts, PlateSums, plate_statistics
 
 
 def pixels(dtype: str, seed: int = 0, size: tuple[int, int] = (97, 101)) -> np.ndarray[Any, Any]:
@@ -86,3 +87,29 @@ def test_more_pixels_than_32_bits_count_are_all_counted(monkeypatch: pytest.Monk
     arrays = [pixels("uint16", seed) for seed in range(5)]
     expected = np.bincount(np.concatenate([a.ravel() for a in arrays]), minlength=65536)
     np.testing.assert_array_equal(counted("uint16", *arrays).counts, expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_each_plate_is_described_on_its_own_however_its_fields_are_spread_over_shards(dtype: str) -> None:
+    fields = [(plate, pixels(dtype, seed)) for seed, plate in enumerate(["B", "B", "A", "B", "A", "A", "C"])]
+    dumped = []
+    for shard in (fields[:4], fields[4:]):
+        counts = [ChannelCounts(dtype)]
+        plates = PlateSums(counts)
+        for plate, field in shard:
+            plates.turn_to(plate)
+            counts[0].add(field)
+        dumped.append(json.loads(json.dumps(plates.dump())))
+    found = plate_statistics(dumped)
+    assert list(found) == ["A", "B", "C"]
+    assert found == plate_statistics(dumped[::-1])
+    for name, (channel,) in found.items():
+        every = np.concatenate([field.ravel() for plate, field in fields if plate == name])
+        assert channel.mean == pytest.approx(every.mean(dtype=np.float64), rel=1e-12)
+        assert channel.std == pytest.approx(every.std(dtype=np.float64), rel=1e-10)
+
+
+def test_sums_of_more_squares_than_64_bits_hold_are_exact() -> None:
+    counts = ChannelCounts("uint16")
+    counts._counts[[65535, 3]] = 2**40, 5
+    assert counts.sums() == (2**40 + 5, 65535 * 2**40 + 15, 65535**2 * 2**40 + 45)
