@@ -113,6 +113,11 @@ def test_where_dali_is_not_installed_everything_else_works_and_asking_for_it_say
 
 
 def test_opening_a_dataset_brings_in_neither_torch_nor_dali(plate_dataset: Path) -> None:
-    code = "import sys, bie_stream; bie_stream.open(sys.argv[1])[0]; print({'torch', 'nvidia.dali', 'timm'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code, str(plate_dataset)], capture_output=True, text=True)
+    code = """
+        import sys, bie_stream
+        bie_stream.open(sys.argv[1])[0]
+        print({"torch", "nvidia.dali", "timm"} & {*sys.modules})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(plate_dataset)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
