@@ -18,7 +18,7 @@ from bie_stream.atomic import atomic_file
 from bie_stream.dataset import Dataset
 from bie_stream.errors import ConfigError, DatasetError
 from bie_stream.loader import Loader
-from bie_stream.normalise import Normalisation, Normalise, normalisation
+from bie_stream.normalise import normalisation
 from train.checkpoint import RunInfo, load_model
 from train.config import Config
 from train.models import Autoencoder
@@ -76,9 +76,8 @@ def evaluation_loader(dataset: Dataset, config: Config, info: RunInfo, batch_siz
             f"samples of {height} x {width} pixels are no multiple of the model's stride {config.model.stride}; "
             "build the dataset with --tile"
         )
-    by: Normalise | Normalisation = config.data.normalise
-    if by != "plate":  # which of every dataset takes the numbers of its own plates
-        by = normalisation(by, info.channels, info.statistics)
+    kind = config.data.normalise  # by plate every dataset has its own numbers
+    by = kind if kind == "plate" else normalisation(kind, info.channels, info.statistics)
     return Loader(
         dataset, min(batch_size, len(dataset)), normalise=by, training=False, device=device,
         dtype=torch.float32, backend=config.data.backend, threads=config.data.threads,
