@@ -4,7 +4,14 @@ Native and DALI agree bit for bit without normalisation and with the dataset's; 
 another order, and agrees to 2e-5 standard deviations.
 """
 
+import hashlib
 import importlib.util
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -170,6 +177,35 @@ def test_every_codec_gives_the_images_that_npy_gives(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize(
+    ("codec", "package"), [("npy", "numpy"), ("tif", "imagecodecs"), ("jph", "imagecodecs"), ("blosc2", "blosc2")]
+)
+def test_one_to_eight_channels_of_every_dtype_and_codec_are_those_of_the_microscope_to_the_bit(
+    write_dataset: WriteDataset, codec: str, package: str, dtype: str, backend: Any
+) -> None:
+    pytest.importorskip(package)
+    if (codec, dtype) == ("jph", "float32"):
+        pytest.skip("jph does not take float32")
+    rng = np.random.default_rng(1)
+    asked: dict[str, Any] = {"normalise": "none", "training": False, "backend": backend, "threads": 2}
+    for channels in range(1, 9):
+        shape = (channels, 24, 33)
+        if dtype == "float32":
+            images = [rng.normal(0, 1e3, shape).astype(dtype) for _ in range(3)]
+        else:
+            images = [rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True) for _ in range(3)]
+        root = write_dataset(images, codec=codec)
+        (batch,) = Loader(bie_stream.open(root), 3, **asked)
+        np.testing.assert_array_equal(batch.images, np.stack(images).astype(np.float32))
+        order = [f"c{c}" for c in rng.permutation(channels)[: max(1, channels - 1)]]
+        (batch,) = Loader(bie_stream.open(root, channels=order), 3, **asked)
+        expected = np.stack(images)[:, [int(name[1]) for name in order]]
+        np.testing.assert_array_equal(batch.images, expected.astype(np.float32))
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("codec", "package"), [("npy", "numpy"), ("tif", "imagecodecs"), ("blosc2", "blosc2")])
 def test_a_payload_that_is_not_what_the_table_says_of_its_shape_is_a_sample_error(
     write_dataset: WriteDataset, codec: str, package: str, backend: Any
@@ -262,6 +298,53 @@ def test_a_resumed_run_goes_on_exactly_under_any_world_size_threads_and_back_end
     rest = [list(step) for _ in range(2) for step in zip(*ranks, strict=True)]
     assert len(rest) == len(whole[7:]) == 8
     for parts, batch in zip(rest, whole[7:], strict=True):
+        assert _ids(parts) == batch.ids.tolist()
+        np.testing.assert_array_equal(_images(parts), batch.images.numpy())
+
+
+LOOP = """
+import hashlib, json, pathlib, sys
+import bie_stream
+
+folder = pathlib.Path(sys.argv[2])
+loader = bie_stream.Loader(bie_stream.open(sys.argv[1]), 2, crop=48, seed=21, backend=sys.argv[3], threads=2)
+while True:
+    for batch in loader:
+        seen = hashlib.sha256(batch.images.numpy().tobytes()).hexdigest()
+        print(json.dumps([loader.state_dict(), batch.ids.tolist(), seen]), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("killed", "backend", "world_size", "threads"),
+    [("native", "native", 2, 3), pytest.param("native", "dali", 1, 2, marks=needs_dali),
+     pytest.param("dali", "native", 2, 1, marks=needs_dali)],
+)  # fmt: skip
+def test_a_process_killed_at_any_step_is_gone_on_with_to_the_bit(
+    plate_dataset: Path, tmp_path: Path, killed: str, backend: Any, world_size: int, threads: int
+) -> None:
+    command = [sys.executable, "-c", LOOP, str(plate_dataset), str(tmp_path), killed]
+    steps = random.Random(backend + str(world_size)).randrange(3, 17)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [json.loads(process.stdout.readline()) for _ in range(steps)]
+        process.send_signal(signal.SIGKILL)
+    straight = Loader(bie_stream.open(plate_dataset), 2, crop=48, seed=21, backend="native")
+    whole = [batch for _ in range(5) for batch in straight]
+    for (_, ids, seen), batch in zip(lines, whole[:steps], strict=True):
+        assert ids == batch.ids.tolist()
+        assert seen == hashlib.sha256(batch.images.numpy().tobytes()).hexdigest()
+    ranks = [
+        Loader(
+            bie_stream.open(plate_dataset), 2, crop=48, rank=rank, world_size=world_size, backend=backend,
+            threads=threads,
+        )
+        for rank in range(world_size)
+    ]  # fmt: skip
+    for loader in ranks:
+        loader.load_state_dict(lines[-1][0])
+    rest = [list(parts) for _ in range(2) for parts in zip(*ranks, strict=True)]
+    for parts, batch in zip(rest, whole[steps : steps + len(rest)], strict=True):
         assert _ids(parts) == batch.ids.tolist()
         np.testing.assert_array_equal(_images(parts), batch.images.numpy())
 
