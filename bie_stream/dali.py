@@ -62,15 +62,18 @@ def _inputs(piece: Piece, settings: Settings) -> Inputs:
     deflated TIFF no faster than tifffile.
     """
     kind, view = settings.kinds[piece.dataset], piece.view
-    encoded = kind.codec == "npy"
-    inside = [np.frombuffer(each, np.uint8) for each in piece.payloads] if encoded else piece.decoded(kind)
+    if kind.codec == "npy":
+        payload, top = piece.by_image([np.frombuffer(each, np.uint8) for each in piece.payloads]), view.top
+    else:
+        decoded = piece.decoded(kind, settings.crop[0])
+        payload, top = decoded.pixels, decoded.top
     inputs: Inputs = {
-        "payload": piece.by_image(inside),
+        "payload": payload,
         "shift": list(piece.shift[:, :, None, None]),
         "scale": list(piece.scale[:, :, None, None]),
     }
     if view.matrix is None:
-        inputs["corner"] = list(np.stack([view.top, view.left], axis=1).astype(np.int32))
+        inputs["corner"] = list(np.stack([top, view.left], axis=1).astype(np.int32))
         return inputs | {name: list(getattr(view, name).astype(np.int32)) for name in _FLAGS}
     about = affine.centre(view, settings.crop)
     corner, size = affine.window(view.matrix, about, piece.shapes[:, 1:], settings.crop)
@@ -125,7 +128,10 @@ def _pipeline(settings: Settings, kind: Kind) -> Pipeline:
         if encoded:
             x = fn.decoders.numpy(x)
         x = fn.slice(x, corner, argument("size", types.INT32, 1) if resamples else [height, width], axes=[1, 2])
-        x = fn.cat(*[x[c : c + 1] for c in kind.channels.tolist()], axis=0)
+        wanted = kind.channels.tolist()
+        if kind.codec == "blosc2" and not resamples:
+            wanted = list(range(len(wanted)))  # no others were decoded, see Piece.decoded
+        x = fn.cat(*[x[c : c + 1] for c in wanted], axis=0)
         matrix = argument("matrix", types.FLOAT, 2) if resamples else None
         swap, flip_y, flip_x = (None if resamples else argument(name, types.INT32, 0) for name in _FLAGS)
         if on_gpu:

@@ -83,7 +83,7 @@ def _write_turned(context: Any, array: Any, into: Any, stride: Any, source: Any,
     return numba.types.void(array, number, number, number, number), build
 
 
-def _transposed(builder: Any, rows: list[Any]) -> Iterator[Any]:
+def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
     """Of n vectors of n numbers: each step exchanges one bit of the number of a row for that of a column."""
     count = len(rows)
     numbers = range(count)
@@ -97,7 +97,7 @@ def _transposed(builder: Any, rows: list[Any]) -> Iterator[Any]:
                 rows[i] = builder.shuffle_vector(one, other, low)
                 rows[i + step] = builder.shuffle_vector(one, other, high)
         step //= 2
-    return iter(rows)
+    return rows
 
 
 def _mask(places: Iterator[int]) -> Any:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bie_stream import affine, codecs, finish, normalise
+from bie_stream import affine, finish, normalise
 from bie_stream.kernels import crop_into
-from bie_stream.work import Fetch, Images, Kind, Piece, Settings, Times, Work, ahead, on_device
+from bie_stream.work import Decoded, Fetch, Images, Kind, Piece, Settings, Times, Work, ahead, on_device
 
 
 def images(steps: Sequence[int], fetch: Fetch, settings: Settings, times: Times, slabs: "Slabs") -> Images:
@@ -25,7 +25,7 @@ def images(steps: Sequence[int], fetch: Fetch, settings: Settings, times: Times,
         for piece in work.pieces:
             kind = settings.kinds[piece.dataset]
             with times.busy("decode"):
-                decoded = piece.by_image(piece.decoded(kind)) if piece.payloads else []
+                decoded = piece.decoded(kind, settings.crop[0]) if piece.payloads else None
             with times.busy("transform"):
                 _write(piece, kind, decoded, slab.numpy())
         with times.busy("transform"):
@@ -36,22 +36,24 @@ def images(steps: Sequence[int], fetch: Fetch, settings: Settings, times: Times,
     yield from ahead(prepare, steps, settings)
 
 
-def _write(piece: Piece, kind: Kind, decoded: list[codecs.Pixels], slab: npt.NDArray[np.generic]) -> None:
+def _write(piece: Piece, kind: Kind, decoded: Decoded | None, slab: npt.NDArray[np.generic]) -> None:
     view = piece.view
     if view.matrix is not None:
+        assert decoded is not None, "addresses are of plain crops"
         about = affine.centre(view, (slab.shape[2], slab.shape[3]))
-        each = zip(decoded, piece.rows, view.matrix, about, piece.shift, piece.scale, strict=True)
+        each = zip(decoded.pixels, piece.rows, view.matrix, about, piece.shift, piece.scale, strict=True)
         for pixels, row, matrix, centre, shift, scale in each:
             affine.sample(pixels, kind.channels, matrix, centre, shift, scale, slab[row])
             if kind.per_image:
                 normalise.standardise(slab[row])
         return
-    addresses = piece.addresses
-    if addresses is None:
-        addresses = np.array([pixels.ctypes.data for pixels in decoded], np.int64)
+    addresses, shapes, channels, top = piece.addresses, piece.shapes, kind.channels, view.top
+    if decoded is not None:
+        addresses = np.array([pixels.ctypes.data for pixels in decoded.pixels], np.int64)
+        shapes, channels, top = decoded.shapes, decoded.channels, decoded.top
     crop_into(
-        addresses, piece.shapes, np.empty(0, kind.dtype), kind.channels, view.top, view.left, view.swap, view.flip_y,
-        view.flip_x, piece.shift, piece.scale, kind.per_image, piece.rows, slab,
+        addresses, shapes, np.empty(0, kind.dtype), channels, top, view.left, view.swap, view.flip_y, view.flip_x,
+        piece.shift, piece.scale, kind.per_image, piece.rows, slab,
     )  # fmt: skip
 
 

@@ -92,19 +92,57 @@ class Piece:
     scale: npt.NDArray[np.float32]
 
     @property
+    def whole(self) -> bool:
+        """Whether pixels from all over a sample may be wanted: it is turned by an angle, or scaled."""
+        return self.view.matrix is not None
+
+    @property
     def views(self) -> int:
         """Images of each payload, which follow each other."""
         return len(self.rows) // len(self.payloads)
 
-    def decoded(self, kind: Kind) -> list[codecs.Pixels]:
-        """Pixels [C, Y, X] of each payload, in C order; raises as `codecs.decode`."""
-        forms = (codecs.Form(tuple(shape), kind.dtype) for shape in self.shapes[:: self.views].tolist())
-        pixels = (codecs.decode(payload, kind.codec, form) for payload, form in zip(self.payloads, forms, strict=True))
-        return [np.ascontiguousarray(each) for each in pixels]
+    def decoded(self, kind: Kind, rows: int) -> "Decoded":
+        """The pixels of each payload, as much of them as must be for crops of so many rows.
+
+        Raises:
+            SampleError, DatasetError: as `codecs.decode`.
+        """
+        forms = [codecs.Form(tuple(shape), kind.dtype) for shape in self.shapes[:: self.views].tolist()]
+        each = zip(self.payloads, forms, strict=True)
+        if kind.codec != "blosc2" or self.whole:
+            pixels = [np.ascontiguousarray(codecs.decode(payload, kind.codec, form)) for payload, form in each]
+            return Decoded(self.by_image(pixels), self.view.top, kind.channels)
+        tops = self.view.top.reshape(-1, self.views)
+        spans = zip(each, tops.min(axis=1).tolist(), (tops.max(axis=1) + rows).tolist(), strict=True)
+        parts = [codecs.decode_rows(*one, kind.channels, first, last) for one, first, last in spans]
+        begins = np.repeat(np.array([first for _, first in parts], np.int64), self.views)
+        return Decoded(
+            self.by_image([part for part, _ in parts]), self.view.top - begins, np.arange(len(kind.channels))
+        )  # fmt: skip
 
     def by_image(self, by_payload: Sequence[codecs.Pixels]) -> list[codecs.Pixels]:
         """What is of each payload, for each of its images."""
         return [each for each in by_payload for _ in range(self.views)]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels of N images.
+
+    Attributes:
+        pixels: N arrays [D, R, X] in C order, whole samples or some of their channels and rows.
+        top: [N] int64, of each crop in them.
+        channels: [C] int64, where in them the channels are that are wanted.
+    """
+
+    pixels: list[codecs.Pixels]
+    top: npt.NDArray[np.int64]
+    channels: npt.NDArray[np.int64]
+
+    @property
+    def shapes(self) -> npt.NDArray[np.int64]:
+        """[N, 3] of the arrays."""
+        return np.array([pixels.shape for pixels in self.pixels], np.int64)
 
 
 @dataclass(frozen=True)

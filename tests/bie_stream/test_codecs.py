@@ -336,3 +336,27 @@ def test_many_threads_decode_at_once(codec: Codec) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("dtype", codecs.DTYPES)
+@pytest.mark.parametrize("shape", [(3, 100, 500), (1, 7, 9), (2, 33, 40_000), (4, 512, 512), (2, 64, 512)])
+def test_rows_of_a_blosc2_payload_are_those_of_the_whole_and_only_their_bands_are_decoded(
+    dtype: str, shape: tuple[int, int, int]
+) -> None:
+    blosc2 = pytest.importorskip("blosc2")
+    rng = np.random.default_rng(0)
+    pixels = (rng.random(shape) * 200).astype(dtype)
+    pixels[:, : shape[1] // 2] = 0  # bands that hold one value are stored in another way
+    payload, form = memoryview(codecs.encode(pixels, "blosc2")), Form(shape, dtype)
+    np.testing.assert_array_equal(codecs.decode(payload, "blosc2", form), pixels)
+    array = blosc2.ndarray_from_cframe(bytes(payload))
+    assert array.chunks == shape
+    band = array.blocks
+    assert band[0] == 1
+    assert band[2] == shape[2]
+    assert band[1] == min(shape[1], max(1, 65536 // (shape[2] * pixels.itemsize)))
+    for first, last in [(0, shape[1]), (0, 1), (shape[1] - 1, shape[1]), (shape[1] // 3, shape[1] // 3 + 2)]:
+        channels = rng.permutation(shape[0])[:2]
+        part, begin = codecs.decode_rows(payload, form, channels, first, last)
+        np.testing.assert_array_equal(part[:, first - begin : last - begin], pixels[channels, first:last])
+        assert part.shape[1] <= last - first + 2 * band[1]
