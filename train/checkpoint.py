@@ -26,7 +26,7 @@ from bie_stream.dataset import Dataset
 from bie_stream.errors import ConfigError
 from bie_stream.shards import ChannelStatistics
 from train.config import Config, load_config
-from train.models import Autoencoder, build
+from train.models import Model, build
 
 _KEEP = 2
 # What may differ when a run goes on: where things lie and how fast they come, never what is computed.
@@ -131,7 +131,7 @@ def read_info(run_dir: Path) -> RunInfo:
         raise ConfigError(f"no run at {run_dir}: run.json is missing; train one with `deepspeed train.py`") from error
 
 
-def load_model(run_dir: Path) -> tuple[Autoencoder, Config, RunInfo]:
+def load_model(run_dir: Path) -> tuple[Model, Config, RunInfo]:
     """The model of a run with its last weights, for evaluation.
 
     Raises:

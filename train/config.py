@@ -63,21 +63,61 @@ class DataConfig(Section):
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
 
 
+class ContrastConfig(Section):
+    """Embeddings of one group near each other and far from others, see `train.losses.contrast`.
+
+    Attributes:
+        of: `channels`, those of one image, which must be expanded; `replicates`, images that have the same label.
+        label: that replicates share, a column of the sample table: `well`, `compound`.
+    """
+
+    of: Literal["channels", "replicates"]
+    label: str | None = None
+    weight: float = Field(default=0.1, gt=0)
+    temperature: float = Field(default=0.1, gt=0)
+    similarity: Literal["cosine", "euclidean"] = "cosine"
+
+    @model_validator(mode="after")
+    def _label_of_replicates(self) -> "ContrastConfig":
+        if (self.of == "replicates") != (self.label is not None):
+            raise ValueError("label is what replicates share: give it for them, and for nothing else")
+        return self
+
+
 class AutoencoderConfig(Section):
     """What all models have.
 
     Attributes:
+        channels: `stack`, all of an image go in together, in the order in which they are named; `expand`, each is an
+            image of its own.
         encoder: a timm model with `features_only`.
+        pretrained: what the encoder begins with: `false`, random weights; `true`, those that timm names, from the
+            Hugging Face hub; a file of them (.safetensors, .pth).
         stride: pixels of the image for one position of the latent map, along y and x: a crop of 128 at stride 16
             has 8 x 8 = 64 positions.
         latent_dim: numbers at each position of the latent map. (The embedding is as wide as the encoder's features.)
         decoder_width: channels of the decoder's last stage, see `train.models.decoder`.
     """
 
+    channels: Literal["stack", "expand"] = "stack"
+    reconstruction: Literal["mse", "l1", "huber"] = "mse"
     encoder: str = "resnet18"
+    pretrained: bool | Path = False
     stride: Literal[4, 8, 16, 32] = 16
     latent_dim: int = Field(default=64, ge=1)
     decoder_width: int = Field(default=64, ge=8, multiple_of=8)
+    contrast: ContrastConfig | None = None
+
+    @property
+    def title(self) -> str:
+        """What it is, in some words."""
+        return f"{getattr(self, 'kind', '')} of {self.encoder}"
+
+    @model_validator(mode="after")
+    def _channels_to_contrast(self) -> "AutoencoderConfig":
+        if self.contrast is not None and self.contrast.of == "channels" and self.channels != "expand":
+            raise ValueError("contrast of channels needs an embedding of each: channels expand")
+        return self
 
 
 class AEConfig(AutoencoderConfig):
@@ -103,7 +143,68 @@ class VQVAEConfig(AutoencoderConfig):
     revive_below: float = Field(default=0.03, ge=0, lt=1)
 
 
-ModelConfig = Annotated[AEConfig | VQVAEConfig, Field(discriminator="kind")]
+class VAEConfig(AutoencoderConfig):
+    """A VAE, or with any other `beta` a β-VAE: every position of the latent map is a Gaussian.
+
+    Attributes:
+        beta: weight of the divergence from the prior. With `mse` it is the variance of the pixels' noise that the
+            model believes in, and normalised pixels have a variance of about 1; see `train.losses.kl`.
+        beta_warmup_steps: over which it grows from 0.
+        free_nats: of each latent channel at each position, that cost nothing.
+    """
+
+    kind: Literal["vae"] = "vae"
+    beta: float = Field(default=0.05, ge=0)
+    beta_warmup_steps: int = Field(default=0, ge=0)
+    free_nats: float = Field(default=0.0, ge=0)
+
+
+class MAEConfig(Section):
+    """A masked autoencoder over a vision transformer, see `train.models.mae`.
+
+    Attributes:
+        channels: `stack`, a token is a patch of all channels; `agnostic`, of one, whichever it is.
+        mask_ratio: share of the tokens that are hidden.
+        normalise_patches: whether what is drawn is each channel of each patch with mean 0 and variance 1.
+        fourier: weight α of the spectrum's distance; that of the pixels' is 1 − α.
+        drop_path: probability that the last block is left out for an image; of earlier ones less.
+        layer_scale: what each block's share begins with; None for no such scale.
+    """
+
+    kind: Literal["mae"] = "mae"
+    size: Literal["tiny", "small", "base", "large", "huge"] = "small"
+    patch: Literal[8, 14, 16, 32] = 16
+    channels: Literal["stack", "agnostic"] = "stack"
+    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
+    normalise_patches: bool = True
+    fourier: float = Field(default=0.0, ge=0, le=1)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    layer_scale: float | None = Field(default=None, gt=0)
+    decoder_width: int = Field(default=256, ge=4, multiple_of=4)
+    decoder_depth: int = Field(default=4, ge=1)
+    decoder_heads: int = Field(default=8, ge=1)
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> "MAEConfig":
+        if self.decoder_width % self.decoder_heads:
+            raise ValueError(f"decoder_width {self.decoder_width} is no multiple of decoder_heads {self.decoder_heads}")
+        return self
+
+    @property
+    def title(self) -> str:
+        """What it is, in some words."""
+        return f"mae of ViT {self.size} / {self.patch}"
+
+    @property
+    def stride(self) -> int:
+        """Of what both sides of an image must be multiples."""
+        return self.patch
+
+
+ModelConfig = Annotated[AEConfig | VAEConfig | VQVAEConfig | MAEConfig, Field(discriminator="kind")]
+
+
+_MODELS: dict[str, type[Section]] = {"ae": AEConfig, "vae": VAEConfig, "vqvae": VQVAEConfig, "mae": MAEConfig}
 
 
 class OptimiserConfig(Section):
@@ -136,7 +237,6 @@ class TrainingConfig(Section):
     steps: int = Field(ge=1)
     seed: int = Field(default=0, ge=0)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    reconstruction: Literal["mse", "l1"] = "mse"
     clip_grad_norm: float | None = Field(default=1.0, gt=0)
     log_every: int = Field(default=25, ge=1)
     image_every: int = Field(default=500, ge=1)
@@ -223,7 +323,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(fault: Any) -> str:
-    path = [str(part) for part in fault["loc"] if part not in ("ae", "vqvae")]
+    path = [str(part) for part in fault["loc"] if part not in _MODELS]
     if fault["type"] == "extra_forbidden":
         return f"unknown key {'.'.join(path)}; {nearest(path[-1], _keys(fault['loc'][:-1]))}"
     given = "" if fault["type"] in ("missing", "value_error") else f", given {fault['input']!r}"
@@ -233,8 +333,9 @@ def _explain(fault: Any) -> str:
 def _keys(path: Sequence[Any]) -> list[str]:
     """The keys of the section at this path."""
     kinds: dict[Any, type[Section]] = {
-        (): Config, ("data",): DataConfig, ("data", "augment"): AugmentConfig, ("model", "ae"): AEConfig,
-        ("model", "vqvae"): VQVAEConfig, ("optimiser",): OptimiserConfig, ("schedule",): ScheduleConfig,
-        ("training",): TrainingConfig,
+        (): Config, ("data",): DataConfig, ("data", "augment"): AugmentConfig, ("optimiser",): OptimiserConfig,
+        ("schedule",): ScheduleConfig, ("training",): TrainingConfig,
+        **{("model", kind): config for kind, config in _MODELS.items()},
+        **{("model", kind, "contrast"): ContrastConfig for kind in _MODELS},
     }  # fmt: skip
     return list(kinds[tuple(path)].model_fields)

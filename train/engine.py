@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm.optim
@@ -19,8 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from train.config import Config
-from train.losses.reconstruction import reconstruction
-from train.models import Autoencoder
+from train.models import Model, Output
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Engine:
         precision: `bf16` or `fp32`, resolved.
     """
 
-    def __init__(self, config: Config, model: Autoencoder, world: World) -> None:
+    def __init__(self, config: Config, model: Model, world: World) -> None:
         self.config, self.world, self.model = config, world, model.to(world.device)
         asked = config.training.precision
         self.precision = ("bf16" if bf16_is_faster(world.device) else "fp32") if asked == "auto" else asked
@@ -106,23 +105,23 @@ class Engine:
     def lr(self) -> float:
         return float(self.optimiser.param_groups[0]["lr"])
 
-    def step(self, number: int, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+    def step(self, number: int, images: Tensor, groups: Tensor | None = None) -> Output:
         """One update from this rank's images.
 
         Randomness within it is a function of (seed, number), so a resumed run draws what an unbroken one would.
 
         Returns:
-            each part of the loss (mean over this rank's images), and the codes used, if any.
+            what the model gave for this rank's images; nothing of it holds on to gradients.
         """
         torch.manual_seed((self.config.training.seed << 32) + number)
         self._scheduler.step_update(number)
         images = images.contiguous(memory_format=torch.channels_last)
-        output = self._engine(images)
-        parts = {"reconstruction": reconstruction(self.config.training.reconstruction, output.reconstruction, images)}
-        parts |= output.regularisers
-        self._engine.backward(torch.stack(list(parts.values())).sum())
+        groups = None if groups is None else groups.to(images.device)
+        output: Output = self._engine(images, step=number, groups=groups)
+        self._engine.backward(torch.stack(list(output.losses.values())).sum())
         self._engine.step()
-        return {name: part.detach() for name, part in parts.items()}, output.codes
+        losses = {name: loss.detach() for name, loss in output.losses.items()}
+        return replace(output, losses=losses, reconstruction=output.reconstruction.detach())
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:

@@ -1,5 +1,10 @@
 """The training loop."""
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from bie_stream.errors import ConfigError, nearest
 from bie_stream.loader import Loader
 from train import checkpoint
 from train.checkpoint import Checkpoint
@@ -13,12 +18,13 @@ def train(config: Config, engine: Engine, loader: Loader) -> int:
     first = _resume(config, engine, loader)
     monitor = Monitor(config, loader, engine.world.rank, engine.world.device, first)
     every, step = config.training, first
+    groups = _groups(config, loader)
 
     while step < every.steps:
         for batch in loader:
-            parts, codes = engine.step(step, batch.images)
+            output = engine.step(step, batch.images, None if groups is None else groups[batch.ids])
             step += 1
-            monitor.observe(parts, codes)
+            monitor.observe(output)
 
             # once in a while: show
             if step % every.log_every == 0 or step == every.steps:
@@ -34,6 +40,22 @@ def train(config: Config, engine: Engine, loader: Loader) -> int:
 
     monitor.close()
     return first
+
+
+def _groups(config: Config, loader: Loader) -> Tensor | None:
+    """[N] int64: of each sample, the number of what it is a replicate of; None where nothing is made of that."""
+    contrast = getattr(config.model, "contrast", None)
+    if contrast is None or contrast.label is None:
+        return None
+    table = loader.dataset.table
+    if contrast.label not in table.column_names:
+        raise ConfigError(
+            f"model.contrast.label {contrast.label!r} is no column of {loader.dataset.folder}; "
+            f"{nearest(contrast.label, table.column_names)}"
+        )
+    found = table[contrast.label].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
+    alone = -1 - np.arange(len(found))  # who has no label is nobody's replicate
+    return torch.from_numpy(np.where(found < 0, alone, found))
 
 
 def _resume(config: Config, engine: Engine, loader: Loader) -> int:

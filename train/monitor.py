@@ -15,6 +15,8 @@ from bie_stream.errors import BieStreamError
 from bie_stream.loader import Loader
 from train.config import Config, VQVAEConfig
 from train.engine import mean_over_ranks
+from train.health import alarms, effective_rank
+from train.models import Output
 
 _log = logging.getLogger("train")
 
@@ -30,24 +32,28 @@ class Monitor:
         if rank == 0:
             _cut(self._metrics, first_step)
             self._board = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=first_step)
+        self._warned: set[str] = set()
         self._began, self._first_step = time.perf_counter(), first_step
         self._reset()
 
     def _reset(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._health: dict[str, Tensor] = {}
         self._steps = 0
         self._used = torch.zeros(self._codes, device=self._device)
         self._codes_per_image = 0.0
         self._since, self._waited = time.perf_counter(), self._loader.report()["wait_s"]
 
-    def observe(self, parts: dict[str, Tensor], codes: Tensor | None) -> None:
+    def observe(self, output: Output) -> None:
         """Takes in one step; nothing here waits for the device."""
-        for name, part in parts.items():
-            self._sums[name] = self._sums[name] + part if name in self._sums else part
+        for sums, numbers in ((self._sums, output.losses), (self._health, output.health)):
+            for name, number in numbers.items():
+                sums[name] = sums[name] + number if name in sums else number
         self._steps += 1
-        if codes is not None:
-            self._used += torch.bincount(codes.flatten(), minlength=self._codes)
-            self._last_codes = codes
+        self._last = output.embedding
+        if output.codes is not None:
+            self._used += torch.bincount(output.codes.flatten(), minlength=self._codes)
+            self._last_codes = output.codes
 
     def log(self, step: int, lr: float) -> None:
         """Shows the steps since the last call, over all ranks. Collective.
@@ -55,17 +61,19 @@ class Monitor:
         Raises:
             BieStreamError: the loss is no longer a number.
         """
-        names = list(self._sums)
-        parts = mean_over_ranks(torch.stack([self._sums[name] / self._steps for name in names])).tolist()
+        means = {name: total / self._steps for name, total in {**self._sums, **self._health}.items()}
+        averaged = dict(zip(means, mean_over_ranks(torch.stack(list(means.values()))).tolist(), strict=True))
         used = mean_over_ranks(self._used)
         elapsed = time.perf_counter() - self._since
-        metrics: dict[str, Any] = {"step": step, "loss": sum(parts), **dict(zip(names, parts, strict=True)), "lr": lr}
+        loss = sum(averaged[name] for name in self._sums)
+        metrics: dict[str, Any] = {"step": step, "loss": loss, **averaged, "lr": lr}
         if self._codes:
             share = used / used.sum()
             metrics["perplexity"] = float(torch.exp(-(share * torch.log(share + 1e-10)).sum()))
             metrics["codes_used"] = int((used > 0).sum())
             metrics["codes_per_image"] = sum(len(image.unique()) for image in self._last_codes) / len(self._last_codes)
         loaded = self._loader.report()
+        metrics["effective_rank"] = float(effective_rank(self._last.cpu()))
         speed = {
             "samples_per_s": self._steps * self._config.data.batch_size / elapsed,
             "data_wait_share": (loaded["wait_s"] - self._waited) / elapsed,
@@ -85,7 +93,15 @@ class Monitor:
                     self._board.add_scalar(name, value, step)
             self._board.flush()
             print(self._line(step, metrics, speed), flush=True)
+            self._warn(alarms({**metrics, **speed}, self._config.model, len(self._last)))
         self._reset()
+
+    def _warn(self, found: list[str]) -> None:
+        """Says what was not said at the last logging step."""
+        for alarm in found:
+            if alarm.partition(":")[0] not in self._warned:
+                _log.warning("%s", alarm)
+        self._warned = {alarm.partition(":")[0] for alarm in found}
 
     def _line(self, step: int, metrics: dict[str, Any], speed: dict[str, float]) -> str:
         steps = self._config.training.steps

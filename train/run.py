@@ -62,7 +62,7 @@ def _train(config: Config, dataset: Dataset) -> None:
     world = engine.start()
     try:
         torch.manual_seed(config.training.seed)
-        model = build(config.model, len(dataset.channels))
+        model = build(config.model, len(dataset.channels), fresh=False)
         loader = _loader(config, dataset, world.rank, world.size, world.device)
         if world.rank == 0:
             checkpoint.prepare(config, checkpoint.RunInfo.of(dataset))
@@ -70,7 +70,7 @@ def _train(config: Config, dataset: Dataset) -> None:
         if world.rank == 0:
             weights = sum(parameter.numel() for parameter in model.parameters())
             print(
-                f"{config.model.kind} of {config.model.encoder}, {weights / 1e6:.1f} M weights | "
+                f"{config.model.title}, {weights / 1e6:.1f} M weights | "
                 f"{len(dataset)} samples, {loader.steps_per_epoch} steps an epoch, images {loader.image_shape} | "
                 f"{world.size} x {world.device.type}, {running.precision}, data by {loader.backend}",
                 flush=True,

@@ -34,7 +34,9 @@ def file(tmp_path: Path) -> Path:
         ("optimiser.name=adamwx", "timm has no optimiser 'adamwx'; did you mean 'adamw'?"),
         ("data.crop=100", "data.crop 100 must be a multiple of model.stride 16"),
         ("training.checkpoint_every=30", "checkpoint_every 30 must be a multiple of log_every 25"),
-        ("model.kind=vae", "does not match any of the expected tags"),
+        ("model.kind=gan", "does not match any of the expected tags"),
+        ("model={kind: mae, mask: 0.5}", "unknown key model.mask; did you mean 'mask_ratio'?"),
+        ("model={kind: mae, decoder_heads: 7}", "decoder_width 256 is no multiple of decoder_heads 7"),
         ("training", "should look like training.steps=100"),
     ],
 )

@@ -62,11 +62,36 @@ def test_two_processes_of_the_deepspeed_launcher_train_as_one_does(run: Path, ti
     np.testing.assert_allclose([x["loss"] for x in two], [x["loss"] for x in one], rtol=1e-2)
 
 
-def test_a_plain_autoencoder_learns(tiny: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path / "c.yaml", tiny, tmp_path / "run", kind="ae", steps=60)
-    assert command("train.py", "--config", config).returncode == 0
-    found = [x["loss"] for x in losses(tmp_path / "run")]
-    assert np.mean(found[-4:]) < 0.8 * np.mean(found[:4])
+@pytest.mark.parametrize("kind", ["ae", "vae", "mae"])
+def test_every_kind_of_model_learns_goes_on_and_embeds(tiny: Path, tmp_path: Path, kind: str) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny, tmp_path / "run", kind=kind, steps=60)
+    done = command("train.py", "--config", config)
+    assert done.returncode == 0, done.stderr
+    found = losses(tmp_path / "run")
+    assert np.mean([x["loss"] for x in found[-4:]]) < 0.85 * np.mean([x["loss"] for x in found[:4]])
+    assert all(x["effective_rank"] > 1 for x in found)
+    table = tmp_path / "e.parquet"
+    done = command("-m", "train", "embed", "--run", tmp_path / "run", "--data", tiny, "--out", table)
+    assert done.returncode == 0, done.stderr
+    features = [name for name in pq.read_table(table).column_names if name.startswith("feature_")]
+    assert len(features) == (192 if kind == "mae" else 128)
+
+
+def test_replicates_and_channels_are_brought_together_and_a_wrong_label_is_told(tiny: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny, tmp_path / "run", kind="ae")
+    for name, given in {
+        "replicates": ["model.contrast={of: replicates, label: phenotype}"],
+        "channels": ["model.channels=expand", "model.contrast={of: channels, similarity: euclidean, weight: 0.01}"],
+    }.items():
+        overrides = [word for value in [*given, f"run_dir={tmp_path / name}"] for word in ("--set", value)]
+        done = command("train.py", "--config", config, *overrides)
+        assert done.returncode == 0, done.stderr
+        found = [x["contrast"] for x in losses(tmp_path / name)]
+        assert all(np.isfinite(found))
+        assert max(found) > 0
+    wrong = command("train.py", "--config", config, "--set", "model.contrast={of: replicates, label: phenotpye}")
+    assert wrong.returncode == 1
+    assert "did you mean 'phenotype'" in wrong.stderr
 
 
 def test_tensorboard_holds_losses_speed_perplexity_and_pictures(run: Path) -> None:
@@ -75,6 +100,7 @@ def test_tensorboard_holds_losses_speed_perplexity_and_pictures(run: Path) -> No
     board = EventAccumulator(str(run / "tensorboard"))
     board.Reload()
     names = {"loss", "reconstruction", "commitment", "perplexity", "samples_per_s", "data_wait_share", "lr"}
+    names |= {"bad_samples", "effective_rank"}
     assert names <= set(board.Tags()["scalars"])
     assert [event.step for event in board.Scalars("loss")] == list(range(1, 13))
     assert "input_and_reconstruction" in board.Tags()["images"]

@@ -21,7 +21,7 @@ from bie_stream.loader import Loader
 from bie_stream.normalise import normalisation
 from train.checkpoint import RunInfo, load_model
 from train.config import Config
-from train.models import Autoencoder
+from train.models import Model
 
 PREFIX = "Metadata_"
 _NOT_METADATA = ("offset", "size", "crc32c", "shape", "shard")
@@ -54,7 +54,7 @@ def embed_run(run_dir: Path, data: Path, out: Path, split: str | None = None, ba
 
 
 def features_of(
-    dataset: Dataset, model: Autoencoder, config: Config, info: RunInfo, batch_size: int = 64
+    dataset: Dataset, model: Model, config: Config, info: RunInfo, batch_size: int = 64
 ) -> npt.NDArray[np.float32]:
     """[N, F] float32: the embedding of every sample in order, normalised as the run was trained."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,11 +1,19 @@
 """Models by configuration: one registry."""
 
-from train.config import AEConfig, VQVAEConfig
-from train.models.autoencoder import Autoencoder, Output
+from train.config import MAEConfig, ModelConfig
+from train.models.autoencoder import Autoencoder
+from train.models.mae import MAE
+from train.models.model import Model, Output
 
-__all__ = ["Autoencoder", "Output", "build"]
+__all__ = ["Model", "Output", "build"]
 
 
-def build(config: AEConfig | VQVAEConfig, channels: int) -> Autoencoder:
-    """The model of a configuration for images of this many channels, with random weights."""
-    return Autoencoder(config, channels)
+def build(config: ModelConfig, channels: int, fresh: bool = True) -> Model:
+    """The model of a configuration for images of this many channels.
+
+    Args:
+        fresh: all weights are random, also where the configuration names pretrained ones.
+    """
+    if isinstance(config, MAEConfig):
+        return MAE(config, channels)
+    return Autoencoder(config.model_copy(update={"pretrained": False}) if fresh else config, channels)
