@@ -128,9 +128,7 @@ def _pipeline(settings: Settings, kind: Kind) -> Pipeline:
         if encoded:
             x = fn.decoders.numpy(x)
         x = fn.slice(x, corner, argument("size", types.INT32, 1) if resamples else [height, width], axes=[1, 2])
-        wanted = kind.channels.tolist()
-        if kind.codec == "blosc2" and not resamples:
-            wanted = list(range(len(wanted)))  # no others were decoded, see Piece.decoded
+        wanted = range(len(kind.channels)) if kind.in_rows(resamples) else kind.channels.tolist()
         x = fn.cat(*[x[c : c + 1] for c in wanted], axis=0)
         matrix = argument("matrix", types.FLOAT, 2) if resamples else None
         swap, flip_y, flip_x = (None if resamples else argument(name, types.INT32, 0) for name in _FLAGS)

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 
 from bie_stream import native
@@ -290,7 +291,8 @@ class Loader:
 
     def shuffle_quality(self) -> ShuffleQuality:
         """How well this epoch's order mixes plates and places, beside an ideal one; reads the whole table."""
-        plates, shards = _apart(map(_plates, self.datasets)), _apart(each.shards for each in self.datasets)
+        plates = _apart(_plates(each).indices.to_numpy() for each in self.datasets)
+        shards = _apart(each.shards for each in self.datasets)
         return measure(self.order, self.batch_size, plates, shards, seed=self._seed, epoch=self._epoch)
 
     def state_dict(self) -> dict[str, int]:
@@ -407,15 +409,15 @@ def _levels(dataset: Dataset, normalise: Normalise | Normalisation) -> _Levels:
 
 
 def _levels_by_plate(dataset: Dataset) -> _Levels:
-    names = dataset.table["plate"].combine_chunks().dictionary_encode()
-    known = dataset.plates
-    if missing := set(names.dictionary.to_pylist()) - set(known):
+    plates, known = _plates(dataset), dataset.plates
+    names = plates.dictionary.to_pylist()
+    if missing := set(names) - set(known):
         raise DatasetError(
             f"{dataset.folder} has no statistics of plate {min(missing)!r}: build it with this version of shardgen, "
             "or use normalise='dataset'"
         )
-    own = {name: known[name] for name in names.dictionary.to_pylist()}
-    return _Levels(normalisation_by_plate(dataset.channels, own), names.indices.to_numpy())
+    by = normalisation_by_plate(dataset.channels, {name: known[name] for name in names})
+    return _Levels(by, plates.indices.to_numpy())
 
 
 def _kind(dataset: Dataset, levels: _Levels) -> Kind:
@@ -429,7 +431,7 @@ def _kind(dataset: Dataset, levels: _Levels) -> Kind:
 
 def _order(datasets: tuple[Dataset, ...], shuffle: Shuffle | None, weights: Sequence[float] | None) -> Order:
     if len(datasets) == 1 and shuffle == "balanced":
-        return Balanced(_plates(datasets[0]))
+        return Balanced(_plates(datasets[0]).indices.to_numpy())
     if shuffle == "balanced":
         raise DatasetError("shuffle 'balanced' is for one dataset; give several their weights instead")
     if len(datasets) == 1:
@@ -440,10 +442,9 @@ def _order(datasets: tuple[Dataset, ...], shuffle: Shuffle | None, weights: Sequ
     return Mixture([_exact(each, shuffle) for each in datasets], weights, buckets)
 
 
-def _plates(dataset: Dataset) -> npt.NDArray[np.int32]:
-    """[N] the number of each sample's plate."""
-    codes: npt.NDArray[np.int32] = dataset.table["plate"].combine_chunks().dictionary_encode().indices.to_numpy()
-    return codes
+def _plates(dataset: Dataset) -> pa.DictionaryArray:
+    """[N] each sample's plate: its number, and the names by number."""
+    return dataset.table["plate"].combine_chunks().dictionary_encode()
 
 
 def _apart(numbers: Iterable[npt.NDArray[np.int32]]) -> npt.NDArray[np.int64]:

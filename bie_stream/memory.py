@@ -21,11 +21,6 @@ _INT = ir.IntType(32)
 _BYTES = ir.IntType(8).as_pointer()
 
 
-def lanes_of(itemsize: int) -> int:
-    """Numbers of this many bytes in a line."""
-    return LINE // itemsize
-
-
 def _at(context: Any, number: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
@@ -68,7 +63,7 @@ def _write_turned(context: Any, array: Any, into: Any, stride: Any, source: Any,
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, into, stride, source, source_stride = arguments
-        count = lanes_of(bits // 8)
+        count = 8 * LINE // bits
         kind = ir.VectorType(ir.IntType(bits), count).as_pointer()
 
         def place(start: Any, step: Any, number: int) -> Any:

@@ -42,6 +42,11 @@ class Kind:
     channels: npt.NDArray[np.int64]
     per_image: bool
 
+    def in_rows(self, resampled: bool) -> bool:
+        """Whether of a sample just the channels and rows that are wanted are decoded: not where it is resampled, which
+        takes pixels from all over it."""
+        return self.codec == "blosc2" and not resampled
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -92,11 +97,6 @@ class Piece:
     scale: npt.NDArray[np.float32]
 
     @property
-    def whole(self) -> bool:
-        """Whether pixels from all over a sample may be wanted: it is turned by an angle, or scaled."""
-        return self.view.matrix is not None
-
-    @property
     def views(self) -> int:
         """Images of each payload, which follow each other."""
         return len(self.rows) // len(self.payloads)
@@ -109,7 +109,7 @@ class Piece:
         """
         forms = [codecs.Form(tuple(shape), kind.dtype) for shape in self.shapes[:: self.views].tolist()]
         each = zip(self.payloads, forms, strict=True)
-        if kind.codec != "blosc2" or self.whole:
+        if not kind.in_rows(resampled=self.view.matrix is not None):
             pixels = [np.ascontiguousarray(codecs.decode(payload, kind.codec, form)) for payload, form in each]
             return Decoded(self.by_image(pixels), self.view.top, kind.channels)
         tops = self.view.top.reshape(-1, self.views)

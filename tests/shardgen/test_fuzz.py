@@ -67,6 +67,8 @@ from shardgen.sources.markup import parse_xml
 from shardgen.studies import idr, idr0036
 from shardgen.verify import verify
 
+ESCAPED = Path(tempfile.gettempdir()) / "escaped"  # an absolute path that could really be written to
+
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "50"))
 GIB = 2**30
 PATIENCE_S = 5  # of one example; most take milliseconds
@@ -863,7 +865,7 @@ TARS = {
     "headers of headers": member("a", 0, tarfile.XHDTYPE) * 3000 + member("b"),
     "names of names": member("a", 0, tarfile.GNUTYPE_LONGNAME) * 3000 + member("b"),
     "a name that is not UTF-8": member("\udcff"),
-    "names that lead elsewhere": member("../../escaped") + member("/tmp/escaped") + member("a\\..\\escaped"),
+    "names that lead elsewhere": member("../../escaped") + member(str(ESCAPED)) + member("a\\..\\escaped"),
     "links and devices": b"".join(member(kind.decode(), 0, kind) for kind in (b"1", b"2", b"3", b"4", b"5", b"6")),
 }
 
@@ -930,7 +932,7 @@ def snapshot(root: Path) -> set[str]:
 
 
 HOSTILE_PLACES = [
-    "../../../escaped", "/tmp/escaped", "a/../../escaped", "..\\..\\escaped", "a\\b", "x y", "..", "a\nb",
+    "../../../escaped", str(ESCAPED), "a/../../escaped", "..\\..\\escaped", "a\\b", "x y", "..", "a\nb",
     "\x1b[31m\x07", "\x9b31m",
 ]  # fmt: skip
 
@@ -968,7 +970,7 @@ def test_a_build_writes_only_into_its_folder_whatever_names_an_archive_has(
     for path, data in tree.items():
         (raw / path).parent.mkdir(parents=True, exist_ok=True)
         (raw / path).write_bytes(data)
-    before = snapshot(tmp_path), Path("/tmp/escaped").exists()
+    before = snapshot(tmp_path), ESCAPED.exists()
     with held():
         archive = find(str(raw), Request(pattern=pattern, plate=plate, labels=labels))
         build(make_plan(archive, Options(), *probe(archive)), out, workers=1, max_rejects=0)
@@ -976,7 +978,7 @@ def test_a_build_writes_only_into_its_folder_whatever_names_an_archive_has(
         assert len(bie_stream.open(out)[0]) == len(read_manifest(out).channels)
     added = snapshot(tmp_path) - before[0]
     assert all(path.startswith("deep/er/out") for path in added), added
-    assert Path("/tmp/escaped").exists() == before[1]
+    assert ESCAPED.exists() == before[1]
 
 
 @pytest.mark.parametrize("where", ["folder", "plate", "channel", "experiment"])

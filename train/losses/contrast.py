@@ -26,9 +26,10 @@ def contrast(embeddings: Tensor, groups: Tensor, similarity: Similarity, tempera
         groups: [N] int64, the same number on all ranks for the same group.
         temperature: τ.
     """
-    every, of = _gathered(embeddings.float()), _gathered(groups)
+    embeddings = embeddings.float()
+    every, of = _gathered(embeddings), _gathered(groups)
     first = len(embeddings) * (dist.get_rank() if len(every) > len(embeddings) else 0)
-    alike = _similarity(embeddings.float(), every, similarity) / temperature
+    alike = _similarity(embeddings, every, similarity) / temperature
     same = groups[:, None] == of
     itself = torch.zeros_like(same)
     itself[torch.arange(len(groups)), first + torch.arange(len(groups))] = True
