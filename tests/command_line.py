@@ -15,7 +15,7 @@ def write_config(path: Path, data: Path, run_dir: Path, kind: str = "vqvae", **t
     """A configuration small enough for a test: 16 codes or none, 4 samples a batch, fp32."""
     model: dict[str, object] = {"kind": kind, "stride": 8, "latent_dim": 8, "decoder_width": 8}
     if kind == "vqvae":
-        model["codes"] = 16
+        model["quantiser"] = {"codes": 16}
     if kind == "mae":
         model = {"kind": kind, "size": "tiny", "patch": 8, "decoder_width": 32, "decoder_depth": 1}
     config = {

@@ -27,7 +27,8 @@ def test_raw_plate_to_label_table(tmp_path: Path) -> None:
         assert command("-m", "shardgen", "verify", out).returncode == 0
     settings = {
         "data.path": fields, "run_dir": run, "training.steps": 40, "training.log_every": 10,
-        "training.image_every": 40, "training.checkpoint_every": 40, "schedule.warmup_steps": 5, "model.codes": 64,
+        "training.image_every": 40, "training.checkpoint_every": 40, "schedule.warmup_steps": 5,
+        "model.quantiser.codes": 64,
     }  # fmt: skip
     train = command(
         Path(sys.executable).with_name("deepspeed"), "--master_port", "29631", "train.py",

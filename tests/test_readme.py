@@ -20,7 +20,7 @@ from bie_stream import synth
 README = (ROOT / "README.md").read_text()
 # What makes a command fit for a test: fewer steps, smaller images. Nothing else is changed.
 SMALL = [
-    "data.batch_size=4", "data.crop=64", "model.codes=16", "model.latent_dim=8", "model.decoder_width=8",
+    "data.batch_size=4", "data.crop=64", "model.quantiser.codes=16", "model.latent_dim=8", "model.decoder_width=8",
     "training.steps=2", "training.log_every=1", "training.image_every=2", "training.checkpoint_every=2",
     "schedule.warmup_steps=1",
 ]  # fmt: skip

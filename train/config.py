@@ -1,11 +1,24 @@
 """The whole configuration: one YAML → frozen models. What is not here cannot be set, and a misspelt key is refused."""
 
-from collections.abc import Sequence
+import math
+import re
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bie_stream.augment import Augment
 from bie_stream.errors import ConfigError, nearest
@@ -16,6 +29,19 @@ class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_EPOCHS = re.compile(r"(\d+(?:\.\d+)?) epochs?")
+
+
+def _steps(value: Any) -> Any:
+    if not (isinstance(value, str) and _EPOCHS.fullmatch(value)) and not (isinstance(value, int) and value >= 0):
+        raise ValueError(f"should be a number of steps, or epochs as '5 epochs', given {value!r}")
+    return value
+
+
+Steps = Annotated[int | str, BeforeValidator(_steps)]
+"""A number of steps; in a file also '5 epochs', which `Config.in_steps` turns into one."""
 
 
 class AugmentConfig(Section):
@@ -47,6 +73,7 @@ class DataConfig(Section):
         split: None for all samples.
         channels: names, in order; None for all.
         batch_size: samples in one global batch, over all processes.
+        views: images of each sample in a batch, each with a crop and augmentation of its own.
         crop: side of the square images in pixels; None for whole samples.
     """
 
@@ -54,6 +81,7 @@ class DataConfig(Section):
     split: str | None = "train"
     channels: tuple[str, ...] | None = None
     batch_size: int = Field(default=32, ge=1)
+    views: int = Field(default=1, ge=1)
     crop: int | None = Field(default=None, ge=1)
     normalise: Normalise = "image"
     augment: AugmentConfig = AugmentConfig()
@@ -84,29 +112,76 @@ class ContrastConfig(Section):
         return self
 
 
-class AutoencoderConfig(Section):
+class ModelConfig(Section):
     """What all models have.
+
+    Attributes:
+        contrast: None for none.
+    """
+
+    contrast: ContrastConfig | None = None
+
+    @property
+    def kind_of_channels(self) -> str:
+        """How the model takes channels: `stack`, `expand`, `agnostic`."""
+        return str(getattr(self, "channels", "stack"))
+
+    @model_validator(mode="after")
+    def _channels_to_contrast(self) -> Self:
+        if self.contrast is not None and self.contrast.of == "channels" and self.kind_of_channels == "stack":
+            raise ValueError("contrast of channels needs an embedding of each: channels expand, or agnostic of an mae")
+        return self
+
+
+class AutoencoderConfig(ModelConfig):
+    """What the models with a latent map have.
 
     Attributes:
         channels: `stack`, all of an image go in together, in the order in which they are named; `expand`, each is an
             image of its own.
-        encoder: a timm model with `features_only`.
-        pretrained: what the encoder begins with: `false`, random weights; `true`, those that timm names, from the
-            Hugging Face hub; a file of them (.safetensors, .pth).
-        stride: pixels of the image for one position of the latent map, along y and x: a crop of 128 at stride 16
-            has 8 x 8 = 64 positions.
+        ssim: share of the reconstruction's loss that is 1 − SSIM, see `train.losses.ssim`.
+        fourier: share of it that is the spectrum's distance, see `train.losses.fourier`.
         latent_dim: numbers at each position of the latent map. (The embedding is as wide as the encoder's features.)
-        decoder_width: channels of the decoder's last stage, see `train.models.decoder`.
     """
 
     channels: Literal["stack", "expand"] = "stack"
     reconstruction: Literal["mse", "l1", "huber"] = "mse"
+    ssim: float = Field(default=0.0, ge=0, le=1)
+    fourier: float = Field(default=0.0, ge=0, le=1)
+    latent_dim: int = Field(default=64, ge=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.ssim + self.fourier > 1:
+            raise ValueError(f"ssim {self.ssim} and fourier {self.fourier} are shares of one loss: at most 1 together")
+        return self
+
+
+STANDARD_STEM = 4  # what a ResNet halves twice before its first stage
+
+
+class TimmConfig(AutoencoderConfig):
+    """A backbone of timm, and a decoder.
+
+    Attributes:
+        encoder: a timm model with `features_only`.
+        pretrained: what the encoder begins with: `false`, random weights; `true`, those that timm names, from the
+            Hugging Face hub; a file of them (.safetensors, .pth).
+        stem: `standard`, that of the encoder; `small`, for small images: of a ResNet's the strides 2 of the first
+            convolution and of the pooling after it are left out, so that all strides are a quarter.
+        stride: pixels of the image for one position of the latent map, along y and x: a crop of 128 at stride 16
+            has 8 x 8 = 64 positions.
+        decoder: `light`, one convolution for each doubling; `mirror`, the encoder's residual blocks backwards (of a
+            ResNet), which costs as much as the encoder.
+        decoder_width: channels of the last stage of a light decoder, see `train.models.decoder`.
+    """
+
     encoder: str = "resnet18"
     pretrained: bool | Path = False
-    stride: Literal[4, 8, 16, 32] = 16
-    latent_dim: int = Field(default=64, ge=1)
+    stem: Literal["standard", "small"] = "standard"
+    stride: Literal[1, 2, 4, 8, 16, 32] = 16
+    decoder: Literal["light", "mirror"] = "light"
     decoder_width: int = Field(default=64, ge=8, multiple_of=8)
-    contrast: ContrastConfig | None = None
 
     @property
     def title(self) -> str:
@@ -114,36 +189,146 @@ class AutoencoderConfig(Section):
         return f"{getattr(self, 'kind', '')} of {self.encoder}"
 
     @model_validator(mode="after")
-    def _channels_to_contrast(self) -> "AutoencoderConfig":
-        if self.contrast is not None and self.contrast.of == "channels" and self.channels != "expand":
-            raise ValueError("contrast of channels needs an embedding of each: channels expand")
+    def _fitting_decoder(self) -> Self:
+        if self.decoder == "mirror":
+            if not re.match(r"resnet(18|34|50|101|152)\b", self.encoder):
+                raise ValueError(f"decoder mirror is for resnet18 to resnet152, not for {self.encoder!r}: take light")
+            if self.decoder_width != TimmConfig.model_fields["decoder_width"].default:
+                raise ValueError("decoder_width is that of a light decoder: a mirror is as wide as its encoder")
+        if self.stem == "small" and not self.encoder.startswith("resnet"):
+            raise ValueError(f"stem small is for ResNets, not for {self.encoder!r}")
+        if self.stem == "standard" and self.stride < STANDARD_STEM:
+            raise ValueError(f"stride {self.stride} needs stem small: the standard one has {STANDARD_STEM} already")
         return self
 
 
-class AEConfig(AutoencoderConfig):
+class AEConfig(TimmConfig):
     """A plain autoencoder."""
 
     kind: Literal["ae"] = "ae"
 
 
-class VQVAEConfig(AutoencoderConfig):
-    """A VQ-VAE: every position of the latent map becomes one of `codes` vectors.
+class EMACodesConfig(Section):
+    """A codebook that follows the means of what it stands for, see `train.models.quantise`.
 
     Attributes:
         codes: size of the codebook.
-        decay: of the codebook's moving averages, per step.
+        decay: of its moving averages, per step.
         commitment: weight of the commitment loss (β of van den Oord et al. 2017).
         revive_below: a code used less than this share of the mean use is placed anew on a vector of the batch.
     """
 
-    kind: Literal["vqvae"] = "vqvae"
+    kind: Literal["ema"] = "ema"
     codes: int = Field(default=512, ge=2)
     decay: float = Field(default=0.99, gt=0, lt=1)
     commitment: float = Field(default=0.25, ge=0)
     revive_below: float = Field(default=0.03, ge=0, lt=1)
 
+    @property
+    def books(self) -> int:
+        """How many codebooks there are."""
+        return 1
 
-class VAEConfig(AutoencoderConfig):
+
+class ResidualCodesConfig(EMACodesConfig):
+    """Several such codebooks, each for what those before it leave over.
+
+    Attributes:
+        levels: how many.
+    """
+
+    kind: Literal["residual"] = "residual"  # type: ignore[assignment]  # another value is what tells them apart
+    levels: int = Field(default=4, ge=2)
+
+    @property
+    def books(self) -> int:
+        return self.levels
+
+
+class GradientCodesConfig(Section):
+    """A codebook that the optimiser learns; its own loss has weight 1. For the rest see `EMACodesConfig`.
+
+    Attributes:
+        decay: of the moving average of uses, by which dead codes are known.
+    """
+
+    kind: Literal["gradient"] = "gradient"
+    codes: int = Field(default=512, ge=2)
+    decay: float = Field(default=0.99, gt=0, lt=1)
+    commitment: float = Field(default=0.25, ge=0)
+    revive_below: float = Field(default=0.03, ge=0, lt=1)
+
+    @property
+    def books(self) -> int:
+        """How many codebooks there are."""
+        return 1
+
+
+class FSQConfig(Section):
+    """Finite scalar quantisation (Mentzer et al. 2024): no codebook, each of a few numbers is rounded.
+
+    Attributes:
+        levels: of each number; there are as many codes as their product.
+    """
+
+    kind: Literal["fsq"] = "fsq"
+    levels: tuple[Annotated[int, Field(ge=3)], ...] = Field(default=(8, 8, 8), min_length=1)
+
+    @property
+    def codes(self) -> int:
+        return math.prod(self.levels)
+
+    @property
+    def books(self) -> int:
+        return 1
+
+
+def _kind(default: str) -> Callable[[Any], str]:
+    """What tells the members of a union apart, where it may be left out."""
+    return lambda given: given.get("kind", default) if isinstance(given, dict) else getattr(given, "kind", "")
+
+
+QuantiserConfig = Annotated[
+    Annotated[EMACodesConfig, Tag("ema")] | Annotated[GradientCodesConfig, Tag("gradient")]
+    | Annotated[ResidualCodesConfig, Tag("residual")] | Annotated[FSQConfig, Tag("fsq")],
+    Discriminator(_kind("ema")),
+]  # fmt: skip
+
+
+class VQVAEConfig(TimmConfig):
+    """A VQ-VAE: every position of the latent map becomes one of a codebook's vectors."""
+
+    kind: Literal["vqvae"] = "vqvae"
+    quantiser: QuantiserConfig = EMACodesConfig()
+
+
+class ZalandoConfig(AutoencoderConfig):
+    """The small VQ-VAE of van den Oord et al. 2017, section 4.1, with the names of the widely used notebook of it.
+
+    Attributes:
+        num_hiddens: channels of all but the first and the last layer.
+        num_residual_layers: residual blocks, of the encoder and of the decoder.
+        num_residual_hiddens: channels within each.
+    """
+
+    kind: Literal["zalando"] = "zalando"
+    num_hiddens: int = Field(default=128, ge=2, multiple_of=2)
+    num_residual_layers: int = Field(default=2, ge=0)
+    num_residual_hiddens: int = Field(default=32, ge=1)
+    quantiser: QuantiserConfig = EMACodesConfig()
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image for one position of the latent map."""
+        return 4
+
+    @property
+    def title(self) -> str:
+        """What it is, in some words."""
+        return f"vqvae of {self.num_residual_layers} residual layers"
+
+
+class VAEConfig(TimmConfig):
     """A VAE, or with any other `beta` a β-VAE: every position of the latent map is a Gaussian.
 
     Attributes:
@@ -155,11 +340,11 @@ class VAEConfig(AutoencoderConfig):
 
     kind: Literal["vae"] = "vae"
     beta: float = Field(default=0.05, ge=0)
-    beta_warmup_steps: int = Field(default=0, ge=0)
+    beta_warmup_steps: Steps = 0
     free_nats: float = Field(default=0.0, ge=0)
 
 
-class MAEConfig(Section):
+class MAEConfig(ModelConfig):
     """A masked autoencoder over a vision transformer, see `train.models.mae`.
 
     Attributes:
@@ -201,10 +386,8 @@ class MAEConfig(Section):
         return self.patch
 
 
-ModelConfig = Annotated[AEConfig | VAEConfig | VQVAEConfig | MAEConfig, Field(discriminator="kind")]
-
-
-_MODELS: dict[str, type[Section]] = {"ae": AEConfig, "vae": VAEConfig, "vqvae": VQVAEConfig, "mae": MAEConfig}
+LatentConfig = AEConfig | VAEConfig | VQVAEConfig | ZalandoConfig
+AnyModelConfig = Annotated[LatentConfig | MAEConfig, Field(discriminator="kind")]
 
 
 class OptimiserConfig(Section):
@@ -216,10 +399,16 @@ class OptimiserConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """A timm scheduler by name, over all steps of the run; driven by steps, not epochs."""
+    """A timm scheduler by name, over all steps of the run; driven by steps, not epochs.
+
+    Attributes:
+        warmup_steps: the first, over which the rate grows from `warmup_lr`.
+        cooldown_steps: the last, at `min_lr`.
+    """
 
     name: Literal["cosine", "tanh", "poly"] = "cosine"
-    warmup_steps: int = Field(default=50, ge=0)
+    warmup_steps: Steps = 50
+    cooldown_steps: Steps = 0
     warmup_lr: float = Field(default=1e-5, ge=0)
     min_lr: float = Field(default=1e-5, ge=0)
 
@@ -228,13 +417,14 @@ class TrainingConfig(Section):
     """How long, how precise, and what is written when (in steps).
 
     Attributes:
+        steps: of the whole run.
         precision: `auto` is bf16 where that is faster (GPUs that have it, CPUs with AMX), else fp32. bf16 is
             autocast: weights, optimiser and losses stay fp32.
         clip_grad_norm: None for no clipping.
         image_every: input and reconstruction for TensorBoard.
     """
 
-    steps: int = Field(ge=1)
+    steps: Steps
     seed: int = Field(default=0, ge=0)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     clip_grad_norm: float | None = Field(default=1.0, gt=0)
@@ -244,6 +434,8 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _whole_intervals(self) -> "TrainingConfig":
+        if not _number(self.steps):
+            raise ValueError(f"steps {self.steps} are none at all")
         for name in ("checkpoint_every", "image_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(
@@ -258,7 +450,7 @@ class Config(Section):
 
     run_dir: Path
     data: DataConfig
-    model: ModelConfig
+    model: AnyModelConfig
     optimiser: OptimiserConfig = OptimiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig
@@ -277,15 +469,44 @@ class Config(Section):
     def _fitting(self) -> "Config":
         if self.data.crop is not None and self.data.crop % self.model.stride:
             raise ValueError(f"data.crop {self.data.crop} must be a multiple of model.stride {self.model.stride}")
-        if self.schedule.warmup_steps >= self.training.steps:
-            raise ValueError(
-                f"schedule.warmup_steps {self.schedule.warmup_steps} must be below training.steps {self.training.steps}"
-            )
+        times = self.schedule.warmup_steps, self.schedule.cooldown_steps, self.training.steps
+        if len({type(time) for time in times if time != 0}) == 1:  # all in one unit
+            warmup, cooldown, steps = map(_number, times)
+            if warmup + cooldown >= steps:
+                raise ValueError(
+                    f"schedule.warmup_steps {times[0]} and cooldown_steps {times[1]} must together be below "
+                    f"training.steps {times[2]}"
+                )
         return self
+
+    def in_steps(self, per_epoch: int) -> "Config":
+        """The same with epochs as steps, of which an epoch has this many.
+
+        Raises:
+            ConfigError: then warm-up and cool-down are longer than the run.
+        """
+        try:
+            return Config.model_validate(_in_steps(self.model_dump(), per_epoch))
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(fault) for fault in error.errors())) from error
 
     def yaml(self) -> str:
         """The resolved configuration, every default spelt out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _number(time: int | str) -> float:
+    """Of steps or epochs."""
+    return float(str(time).split()[0])
+
+
+def _in_steps(tree: dict[str, Any], per_epoch: int) -> dict[str, Any]:
+    def resolved(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _in_steps(value, per_epoch)
+        return round(_number(value) * per_epoch) if name.endswith("steps") else value
+
+    return {name: resolved(name, value) for name, value in tree.items()}
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -323,19 +544,34 @@ def _set(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(fault: Any) -> str:
-    path = [str(part) for part in fault["loc"] if part not in _MODELS]
+    path, section = _place(fault["loc"])
+    name = ".".join(path)
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {'.'.join(path)}; {nearest(path[-1], _keys(fault['loc'][:-1]))}"
-    given = "" if fault["type"] in ("missing", "value_error") else f", given {fault['input']!r}"
-    return f"{'.'.join(path)}: {fault['msg'].removeprefix('Value error, ')}{given}".removeprefix(": ")
+        return f"unknown key {name}; {nearest(path[-1], list(section.model_fields))}"
+    if fault["type"] in ("missing", "value_error"):
+        return f"{name}: {fault['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    return f"{name}: {fault['msg']}, given {fault['input']!r}"
 
 
-def _keys(path: Sequence[Any]) -> list[str]:
-    """The keys of the section at this path."""
-    kinds: dict[Any, type[Section]] = {
-        (): Config, ("data",): DataConfig, ("data", "augment"): AugmentConfig, ("optimiser",): OptimiserConfig,
-        ("schedule",): ScheduleConfig, ("training",): TrainingConfig,
-        **{("model", kind): config for kind, config in _MODELS.items()},
-        **{("model", kind, "contrast"): ContrastConfig for kind in _MODELS},
-    }  # fmt: skip
-    return list(kinds[tuple(path)].model_fields)
+def _place(loc: Sequence[Any]) -> tuple[list[str], type[Section]]:
+    """The path of a key without what only tells unions apart, and the last section on it."""
+    path: list[str] = []
+    section: type[Section] = Config
+    there: dict[str, type[Section]] = {}  # sections that the last key may hold, by kind
+    for part in loc:
+        if part in there:
+            section = there[part]
+        elif part in section.model_fields:
+            path.append(str(part))
+            there = _sections(section.model_fields[part].annotation)
+            section = next(iter(there.values())) if len(there) == 1 else section
+        elif not isinstance(part, str) or part.isidentifier():  # else a name that pydantic has made up
+            path.append(str(part))
+    return path, section
+
+
+def _sections(annotation: Any) -> dict[str, type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        kind = annotation.model_fields.get("kind")
+        return {str(kind.default) if kind else annotation.__name__: annotation}
+    return {name: section for part in typing.get_args(annotation) for name, section in _sections(part).items()}

@@ -85,10 +85,12 @@ class Engine:
             self._engine, self.optimiser, _, _ = _deepspeed().initialize(
                 model=self.model, optimizer=optimiser, config=self._deepspeed_config(), dist_init_required=False
             )
-        schedule, steps = config.schedule, config.training.steps
-        self._scheduler, _ = timm.scheduler.create_scheduler_v2(
-            optimiser, schedule.name, num_epochs=steps, warmup_epochs=schedule.warmup_steps, warmup_prefix=True,
-            warmup_lr=schedule.warmup_lr, min_lr=schedule.min_lr, step_on_epochs=False, updates_per_epoch=1,
+        schedule = config.schedule
+        warmup, cooldown = int(schedule.warmup_steps), int(schedule.cooldown_steps)
+        self._scheduler, _ = timm.scheduler.create_scheduler_v2(  # prefix: what is given as its length is the decay's
+            optimiser, schedule.name, num_epochs=int(config.training.steps) - warmup - cooldown, warmup_epochs=warmup,
+            warmup_prefix=True, warmup_lr=schedule.warmup_lr, min_lr=schedule.min_lr, step_on_epochs=False,
+            updates_per_epoch=1,
         )  # fmt: skip
 
     def _deepspeed_config(self) -> dict[str, Any]:
@@ -105,8 +107,10 @@ class Engine:
     def lr(self) -> float:
         return float(self.optimiser.param_groups[0]["lr"])
 
-    def step(self, number: int, images: Tensor, groups: Tensor | None = None) -> Output:
-        """One update from this rank's images.
+    def step(
+        self, number: int, images: Tensor, groups: Tensor | None = None, present: Tensor | None = None
+    ) -> Output:  # fmt: skip
+        """One update from this rank's images; arguments as `Model.forward` has them.
 
         Randomness within it is a function of (seed, number), so a resumed run draws what an unbroken one would.
 
@@ -117,11 +121,11 @@ class Engine:
         self._scheduler.step_update(number)
         images = images.contiguous(memory_format=torch.channels_last)
         groups = None if groups is None else groups.to(images.device)
-        output: Output = self._engine(images, step=number, groups=groups)
+        output: Output = self._engine(images, step=number, groups=groups, present=present)
         self._engine.backward(torch.stack(list(output.losses.values())).sum())
         self._engine.step()
         losses = {name: loss.detach() for name, loss in output.losses.items()}
-        return replace(output, losses=losses, reconstruction=output.reconstruction.detach())
+        return replace(output, losses=losses)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:

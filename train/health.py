@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from train.config import ModelConfig, VAEConfig, VQVAEConfig
+from train.config import AnyModelConfig, FSQConfig, VAEConfig, VQVAEConfig, ZalandoConfig
 
 _FEW_CODES, _LOW_RANK, _LONG_WAIT = 0.1, 0.1, 0.2
 
@@ -25,7 +25,7 @@ def effective_rank(embeddings: Tensor) -> Tensor:
     return torch.exp(-torch.special.xlogy(shares, shares).sum())
 
 
-def alarms(metrics: Mapping[str, float], model: ModelConfig, images: int) -> list[str]:
+def alarms(metrics: Mapping[str, float], model: AnyModelConfig, images: int) -> list[str]:
     """What is wrong, each in one line that ends with what to try.
 
     Args:
@@ -33,16 +33,17 @@ def alarms(metrics: Mapping[str, float], model: ModelConfig, images: int) -> lis
         images: that the effective rank is of.
     """
     found = []
-    if isinstance(model, VQVAEConfig):
-        if metrics.get("codes_used", model.codes) < _FEW_CODES * model.codes:
-            found.append(
-                f"dead codes: {metrics['codes_used']:.0f} of {model.codes} are in use; raise model.revive_below, or "
-                "take fewer model.codes"
-            )
+    if isinstance(model, VQVAEConfig | ZalandoConfig):
+        quantiser = model.quantiser
+        codes = quantiser.codes * quantiser.books
+        if metrics.get("codes_used", codes) < _FEW_CODES * codes:
+            fewer = "model.quantiser." + ("levels" if isinstance(quantiser, FSQConfig) else "codes")
+            revive = "" if isinstance(quantiser, FSQConfig) else "raise model.quantiser.revive_below, or "
+            found.append(f"dead codes: {metrics['codes_used']:.0f} of {codes} are in use; {revive}take fewer {fewer}")
         if metrics.get("codes_per_image", 2) < 2:
             found.append(
-                "one code for all of an image: every position has the same; lower model.stride or model.commitment, "
-                "or see whether the images are empty"
+                "one code for all of an image: every position has the same; lower model.stride or "
+                "model.quantiser.commitment, or see whether the images are empty"
             )
     if isinstance(model, VAEConfig) and metrics.get("active_units", 1) < 1:
         found.append(

@@ -18,25 +18,27 @@ def train(config: Config, engine: Engine, loader: Loader) -> int:
     first = _resume(config, engine, loader)
     monitor = Monitor(config, loader, engine.world.rank, engine.world.device, first)
     every, step = config.training, first
+    steps = int(every.steps)
     groups = _groups(config, loader)
 
-    while step < every.steps:
+    while step < steps:
         for batch in loader:
             output = engine.step(step, batch.images, None if groups is None else groups[batch.ids])
             step += 1
             monitor.observe(output)
 
             # once in a while: show
-            if step % every.log_every == 0 or step == every.steps:
+            if step % every.log_every == 0 or step == steps:
                 monitor.log(step, engine.lr)
-            if step % every.image_every == 0 or step == every.steps:
+            if step % every.image_every == 0 or step == steps:
                 monitor.images(step, batch.images[:4], engine.reconstruct(batch.images[:4]))
 
             # once in a while, and at the end: save (after showing, which stops a run whose loss is no number)
-            if step % every.checkpoint_every == 0 or step == every.steps:
+            if step % every.checkpoint_every == 0 or step == steps:
                 _save(config, engine, loader, step)
-            if step == every.steps:
+            if step == steps:
                 break
+        monitor.end_epoch(step)
 
     monitor.close()
     return first

@@ -13,7 +13,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from bie_stream.errors import BieStreamError
 from bie_stream.loader import Loader
-from train.config import Config, VQVAEConfig
+from train.config import Config
 from train.engine import mean_over_ranks
 from train.health import alarms, effective_rank
 from train.models import Output
@@ -26,7 +26,9 @@ class Monitor:
 
     def __init__(self, config: Config, loader: Loader, rank: int, device: torch.device, first_step: int) -> None:
         self._config, self._loader, self._device = config, loader, device
-        self._codes = config.model.codes if isinstance(config.model, VQVAEConfig) else 0
+        quantiser = getattr(config.model, "quantiser", None)
+        self._codes = (quantiser.books, quantiser.codes) if quantiser else (0, 0)
+        self._used_in_epoch = torch.zeros(self._codes, device=device)
         self._metrics = config.run_dir / "metrics.jsonl"
         self._board: SummaryWriter | None = None
         if rank == 0:
@@ -52,7 +54,8 @@ class Monitor:
         self._steps += 1
         self._last = output.embedding
         if output.codes is not None:
-            self._used += torch.bincount(output.codes.flatten(), minlength=self._codes)
+            for used, codes in zip(self._used, output.codes.unbind(1), strict=True):
+                used += torch.bincount(codes.flatten(), minlength=len(used))
             self._last_codes = output.codes
 
     def log(self, step: int, lr: float) -> None:
@@ -64,14 +67,16 @@ class Monitor:
         means = {name: total / self._steps for name, total in {**self._sums, **self._health}.items()}
         averaged = dict(zip(means, mean_over_ranks(torch.stack(list(means.values()))).tolist(), strict=True))
         used = mean_over_ranks(self._used)
+        self._used_in_epoch += used
         elapsed = time.perf_counter() - self._since
         loss = sum(averaged[name] for name in self._sums)
         metrics: dict[str, Any] = {"step": step, "loss": loss, **averaged, "lr": lr}
-        if self._codes:
-            share = used / used.sum()
-            metrics["perplexity"] = float(torch.exp(-(share * torch.log(share + 1e-10)).sum()))
+        if len(used):
+            share = used / used.sum(dim=1, keepdim=True)
+            metrics["perplexity"] = float(torch.exp(-torch.special.xlogy(share, share).sum(dim=1)).mean())
             metrics["codes_used"] = int((used > 0).sum())
-            metrics["codes_per_image"] = sum(len(image.unique()) for image in self._last_codes) / len(self._last_codes)
+            of_images = [image.flatten(1).unique(dim=1).shape[1] for image in self._last_codes]
+            metrics["codes_per_image"] = sum(of_images) / len(of_images)
         loaded = self._loader.report()
         metrics["effective_rank"] = float(effective_rank(self._last.cpu()))
         speed = {
@@ -96,6 +101,12 @@ class Monitor:
             self._warn(alarms({**metrics, **speed}, self._config.model, len(self._last)))
         self._reset()
 
+    def end_epoch(self, step: int) -> None:
+        """Shows what is of a whole epoch; of one that was resumed, what came since."""
+        if self._board and len(self._used_in_epoch):
+            self._board.add_scalar("epoch/codes_used", int((self._used_in_epoch > 0).sum()), step)
+        self._used_in_epoch.zero_()
+
     def _warn(self, found: list[str]) -> None:
         """Says what was not said at the last logging step."""
         for alarm in found:
@@ -104,10 +115,10 @@ class Monitor:
         self._warned = {alarm.partition(":")[0] for alarm in found}
 
     def _line(self, step: int, metrics: dict[str, Any], speed: dict[str, float]) -> str:
-        steps = self._config.training.steps
+        steps = int(self._config.training.steps)
         left = (time.perf_counter() - self._began) / (step - self._first_step) * (steps - step)
         parts = " ".join(f"{name} {metrics[name]:.4f}" for name in self._sums)
-        codes = f" | perplexity {metrics['perplexity']:.0f} of {self._codes}" if self._codes else ""
+        codes = f" | perplexity {metrics['perplexity']:.0f} of {self._codes[1]}" if "perplexity" in metrics else ""
         bad = f" | {speed['bad_samples']:.0f} bad samples" if speed["bad_samples"] else ""
         return (
             f"step {step}/{steps} {step / steps:.0%} | loss {metrics['loss']:.4f} ({parts}){codes} "

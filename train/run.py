@@ -64,6 +64,7 @@ def _train(config: Config, dataset: Dataset) -> None:
         torch.manual_seed(config.training.seed)
         model = build(config.model, len(dataset.channels), fresh=False)
         loader = _loader(config, dataset, world.rank, world.size, world.device)
+        config = config.in_steps(loader.steps_per_epoch)
         if world.rank == 0:
             checkpoint.prepare(config, checkpoint.RunInfo.of(dataset))
         running = engine.Engine(config, model, world)
@@ -86,7 +87,7 @@ def _train(config: Config, dataset: Dataset) -> None:
 def _loader(config: Config, dataset: Dataset, rank: int, world_size: int, device: torch.device) -> Loader:
     data = config.data
     return Loader(
-        dataset, data.batch_size, crop=data.crop, normalise=data.normalise,
+        dataset, data.batch_size, crop=data.crop, views=data.views, normalise=data.normalise,
         augment=Augment(**data.augment.model_dump()),
         seed=config.training.seed, rank=rank, world_size=world_size, device=device, dtype=torch.float32,
         backend=data.backend, threads=data.threads, prefetch_batches=data.prefetch_batches,

@@ -6,7 +6,7 @@ import yaml
 
 from bie_stream.augment import Augment
 from bie_stream.errors import ConfigError
-from train.config import AugmentConfig, VQVAEConfig, load_config
+from train.config import AugmentConfig, EMACodesConfig, VQVAEConfig, load_config
 
 MINIMAL = {"run_dir": "runs/x", "data": {"path": "shards/x"}, "model": {"kind": "vqvae"}, "training": {"steps": 100}}
 
@@ -22,7 +22,7 @@ def file(tmp_path: Path) -> Path:
     ("override", "said"),
     [
         ("data.bach_size=3", "unknown key data.bach_size; did you mean 'batch_size'?"),
-        ("model.code=3", "unknown key model.code; did you mean 'codes'?"),
+        ("model.quantiser.code=3", "unknown key model.quantiser.code; did you mean 'codes'?"),
         ("trainig.steps=3", "unknown key trainig; did you mean 'training'?"),
         ("data.augment.flp=true", "unknown key data.augment.flp; did you mean 'flip'?"),
         ("data.augment.rotate=10", "unknown key data.augment.rotate; did you mean 'rotate_deg'?"),
@@ -30,7 +30,7 @@ def file(tmp_path: Path) -> Path:
         ("data.augment.noise=.nan", "data.augment: noise nan should be between 0, which is off, and 10"),
         ("data.augment.scale=[0.2, 1]", "data.augment: scale [0.2, 1] should be [least, greatest] between 0.5 and 2"),
         ("data.augment.scale=2", "data.augment.scale: Input should be a valid tuple, given 2"),
-        ("training.steps=many", "training.steps: Input should be a valid integer"),
+        ("training.steps=many", "training.steps: should be a number of steps, or epochs as '5 epochs', given 'many'"),
         ("optimiser.name=adamwx", "timm has no optimiser 'adamwx'; did you mean 'adamw'?"),
         ("data.crop=100", "data.crop 100 must be a multiple of model.stride 16"),
         ("training.checkpoint_every=30", "checkpoint_every 30 must be a multiple of log_every 25"),
@@ -48,9 +48,9 @@ def test_a_wrong_key_or_value_is_refused_and_told_in_one_line(file: Path, overri
 
 
 def test_an_override_wins_over_the_file_and_is_read_as_yaml(file: Path) -> None:
-    config = load_config(file, ["model.codes=64", "optimiser.lr=3e-4", "data.channels=[DNA, Actin]"])
+    config = load_config(file, ["model.quantiser.codes=64", "optimiser.lr=3e-4", "data.channels=[DNA, Actin]"])
     assert isinstance(config.model, VQVAEConfig)
-    assert config.model.codes == 64
+    assert config.model.quantiser == EMACodesConfig(codes=64)
     assert config.optimiser.lr == 3e-4
     assert config.data.channels == ("DNA", "Actin")
 

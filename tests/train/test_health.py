@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from train.config import AEConfig, MAEConfig, VAEConfig, VQVAEConfig
+from train.config import AEConfig, EMACodesConfig, MAEConfig, VAEConfig, VQVAEConfig
 from train.health import alarms, effective_rank
 
 
@@ -27,7 +27,11 @@ def test_the_effective_rank_of_what_is_all_alike_is_0_and_of_noise_nearly_full()
 @pytest.mark.parametrize(
     ("model", "metrics", "said"),
     [
-        (VQVAEConfig(codes=512), {"codes_used": 20}, "dead codes: 20 of 512 .* raise model.revive_below"),
+        (
+            VQVAEConfig(quantiser=EMACodesConfig(codes=512)),
+            {"codes_used": 20},
+            "dead codes: 20 of 512 .* raise model.quantiser.revive_below",
+        ),
         (VQVAEConfig(), {"codes_per_image": 1.0}, "every position has the same; lower model.stride"),
         (VAEConfig(), {"active_units": 0.0}, "posterior collapse: .* lower model.beta"),
         (MAEConfig(), {"effective_rank": 1.2}, "spreads over 1.2 directions in 32 images; lower optimiser.lr"),

@@ -1,14 +1,15 @@
 """Models by configuration: one registry."""
 
-from train.config import MAEConfig, ModelConfig
+from train.config import AnyModelConfig, MAEConfig, TimmConfig
 from train.models.autoencoder import Autoencoder
 from train.models.mae import MAE
 from train.models.model import Model, Output
+from train.models.readout import Readout
 
-__all__ = ["Model", "Output", "build"]
+__all__ = ["Model", "Output", "Readout", "build"]
 
 
-def build(config: ModelConfig, channels: int, fresh: bool = True) -> Model:
+def build(config: AnyModelConfig, channels: int, fresh: bool = True) -> Model:
     """The model of a configuration for images of this many channels.
 
     Args:
@@ -16,4 +17,6 @@ def build(config: ModelConfig, channels: int, fresh: bool = True) -> Model:
     """
     if isinstance(config, MAEConfig):
         return MAE(config, channels)
-    return Autoencoder(config.model_copy(update={"pretrained": False}) if fresh else config, channels)
+    if fresh and isinstance(config, TimmConfig):
+        config = config.model_copy(update={"pretrained": False})
+    return Autoencoder(config, channels)

@@ -6,6 +6,7 @@
 `agnostic`  a token is a patch of one channel; all share one projection, and the encoder is not told which channel it is
             (Kraus et al., CVPR 2024, section 3.4): any channels, in any order, give an embedding. The decoder is told.
 
+Images of one batch may have unlike channels, where `agnostic`: tokens of those that an image lacks are not looked at.
 The embedding is the mean of the encoder's tokens; there is no class token. Blocks are timm's, whose attention is
 `torch.nn.functional.scaled_dot_product_attention`.
 """
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from train.config import MAEConfig
 from train.losses.fourier import spectrum_distance
 from train.models import patches
+from train.models.contrasted import contrasted
 from train.models.model import Model, Output
+from train.models.readout import LAST, Readout, pooled
 
 _VARIANCE_FLOOR = 1e-6
 SIZES = {  # width, depth, heads: those of DeiT and ViT
@@ -56,25 +59,59 @@ class MAE(Model):
             if parameter is not None:
                 trunc_normal_(parameter, std=0.02)
 
-    def forward(self, images: Tensor, step: int | None = None, groups: Tensor | None = None) -> Output:
-        target = self._patches(images)
-        seen, hidden = patches.hide(len(images), target.shape[1], self.config.mask_ratio, images.device)
-        encoded = self._encoded(self._tokens(images, target), seen)
-        drawn = self._decoded(encoded, seen, hidden, images)
-        level, spread = _level(target)
-        scaled = (target - level) / spread if self.config.normalise_patches else target
-        ours, theirs = patches.taken(drawn, hidden), patches.taken(scaled, hidden)
-        losses = {"reconstruction": (1 - self.config.fourier) * (ours - theirs).square().mean()}
-        if self.config.fourier:
-            losses["fourier"] = self.config.fourier * spectrum_distance(ours, theirs).mean()
-        with torch.no_grad():
-            shown = drawn * spread + level if self.config.normalise_patches else drawn
-            shown = shown.scatter(1, _over(seen, shown), patches.taken(target, seen))
-        return Output(losses, self._images(shown, images), encoded.detach().float().mean(dim=1))
+    def forward(
+        self, images: Tensor, step: int | None = None, groups: Tensor | None = None, present: Tensor | None = None
+    ) -> Output:
+        config, target = self.config, self._patches(images)
+        there = None if present is None else self._there(present, target)
+        hiding = patches.hide(len(target), target.shape[1], config.mask_ratio, images.device, there)
+        seen = hiding.order[:, : hiding.seen]
+        encoded = self._encoded(patches.taken(self._tokens(images, target), seen), hiding.is_seen)
+        drawn = self._decoded(encoded, hiding, images)
+        hidden = patches.taken(target, hiding.order[:, hiding.hidden :])
+        level, spread = _level(hidden) if config.normalise_patches else (0.0, 1.0)
+        scaled = (hidden - level) / spread
+        apart = (drawn - scaled).square().mean(dim=(2, 3, 4))
+        losses = {"reconstruction": (1 - config.fourier) * _mean(apart, hiding.is_hidden)}
+        if config.fourier:
+            spectra = spectrum_distance(drawn, scaled).mean(dim=2)
+            losses["fourier"] = config.fourier * _mean(spectra, hiding.is_hidden)
+        embedding = pooled(encoded, "mean", hiding.is_seen)
+        if config.contrast is not None and (self.training or groups is not None):
+            of_channels, there = self._of_channels(encoded, hiding, images) if self.agnostic else (None, None)
+            losses["contrast"] = contrasted(config.contrast, embedding, of_channels, groups, there)
 
-    def embed(self, images: Tensor) -> Tensor:
-        tokens = self._tokens(images, self._patches(images))
-        return self._encoded(tokens, None).float().mean(dim=1)
+        def draw() -> Tensor:
+            shown = drawn.detach() * spread + level
+            if hiding.is_hidden is not None:
+                shown = torch.where(hiding.is_hidden[:, :, None, None, None], shown, hidden)
+            where = hiding.order[:, hiding.hidden :, None, None, None].expand_as(shown)
+            return self._images(target.scatter(1, where, shown), images)
+
+        return Output(losses, embedding.detach(), draw)
+
+    def embed(self, images: Tensor, readout: Readout = LAST, present: Tensor | None = None) -> Tensor:
+        target = self._patches(images)
+        there = None if present is None else self._there(present, target)
+        return pooled(self._encoded(self._tokens(images, target), there, readout.layer), readout.pooling, there)
+
+    @property
+    def layers(self) -> int:
+        return len(self.encoder)
+
+    def _there(self, present: Tensor, target: Tensor) -> Tensor:
+        """[B, tokens] bool, of [B, C]."""
+        return present.to(target.device).repeat_interleave(target.shape[1] // present.shape[1], dim=1)
+
+    def _of_channels(self, encoded: Tensor, hiding: patches.Hiding, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, F] the mean of each channel's seen tokens, and [B, C] whether there are any."""
+        channels = images.shape[1]
+        channel = hiding.order[:, : hiding.seen] // (hiding.order.shape[1] // channels)
+        own = channel[:, None] == torch.arange(channels, device=channel.device)[:, None]
+        if hiding.is_seen is not None:
+            own = own & hiding.is_seen[:, None]
+        many = own.sum(dim=2)
+        return (own / many.clamp(min=1)[..., None]) @ encoded.float(), many > 0
 
     def _patches(self, images: Tensor) -> Tensor:
         """[B, tokens, channels of a token, p, p] float32."""
@@ -97,27 +134,29 @@ class MAE(Model):
         where = patches.positions(rows, columns, width).to(images.device)
         return where.repeat(images.shape[1], 1) if self.agnostic else where
 
-    def _encoded(self, tokens: Tensor, seen: Tensor | None) -> Tensor:
-        if seen is not None:
-            tokens = patches.taken(tokens, seen)
-        for block in self.encoder:
-            tokens = block(tokens)
+    def _encoded(self, tokens: Tensor, there: Tensor | None, layer: int | None = None) -> Tensor:
+        mask = None if there is None else there[:, None, None]
+        for block in self.encoder[:layer]:
+            tokens = block(tokens, attn_mask=mask)
         encoded: Tensor = self.norm(tokens)
         return encoded
 
-    def _decoded(self, encoded: Tensor, seen: Tensor, hidden: Tensor, images: Tensor) -> Tensor:
-        """[B, tokens, channels of a token, p, p] float32: what is drawn of each."""
+    def _decoded(self, encoded: Tensor, hiding: patches.Hiding, images: Tensor) -> Tensor:
+        """[B, hidden tokens, channels of a token, p, p] float32: what is drawn of each."""
         known = self.to_decoder(encoded)
-        tokens = torch.cat([known, self.hidden.to(known.dtype).expand(*hidden.shape, -1)], dim=1)
-        order = torch.cat([seen, hidden], dim=1)
+        blank = self.hidden.to(known.dtype)
+        if hiding.is_seen is not None:
+            known = torch.where(hiding.is_seen[..., None], known, blank)
+        blank = blank.expand(len(known), hiding.order.shape[1] - hiding.seen, -1)
+        tokens = torch.cat([known, blank], dim=1)
         where = self._positions(images, tokens.shape[2])
         if self.channel is not None:
             where = where + self.channel.repeat_interleave(len(where) // images.shape[1], dim=0)
-        tokens = tokens + where[order]
+        tokens = tokens + where[hiding.order]
+        mask = None if hiding.is_there is None else hiding.is_there[:, None, None]
         for block in self.decoder:
-            tokens = block(tokens)
-        drawn = self.to_pixels(self.decoder_norm(tokens)).float()
-        drawn = torch.zeros_like(drawn).scatter(1, _over(order, drawn), drawn)
+            tokens = block(tokens, attn_mask=mask)
+        drawn = self.to_pixels(self.decoder_norm(tokens[:, hiding.hidden :])).float()
         side = self.config.patch
         return drawn.reshape(*drawn.shape[:2], -1, side, side)
 
@@ -128,6 +167,8 @@ def _level(target: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (variance + _VARIANCE_FLOOR).sqrt()
 
 
-def _over(numbers: Tensor, tokens: Tensor) -> Tensor:
-    """Numbers [B, S] of tokens as an index into all that they hold."""
-    return numbers.reshape(*numbers.shape, *[1] * (tokens.dim() - 2)).expand(-1, -1, *tokens.shape[2:])
+def _mean(of_tokens: Tensor, counted: Tensor | None) -> Tensor:
+    """The mean over images of the means over their tokens [B, N], those that count."""
+    if counted is None:
+        return of_tokens.mean()
+    return ((of_tokens * counted).sum(dim=1) / counted.sum(dim=1)).mean()

@@ -1,6 +1,7 @@
 """Images as patches in a row, where they stand, and which of them are hidden."""
 
 import functools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,12 +35,50 @@ def positions(rows: int, columns: int, width: int) -> Tensor:
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
 
 
-def hide(batch: int, tokens: int, ratio: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which tokens of each image are seen [B, S], and which are hidden [B, H]: their numbers, uniformly drawn."""
+@dataclass(frozen=True)
+class Hiding:
+    """Tokens of each image in an order in which what is seen comes first, then what is hidden, then what is not there.
+
+    Attributes:
+        order: [B, N] their numbers.
+        seen, hidden: how many of them the first `seen` columns at most, and all but the first `hidden`, are about.
+        is_seen: [B, seen] bool, whether a token of the first columns is; None where all are.
+        is_there: [B, N] bool, in this order; None where all are.
+        is_hidden: [B, N − hidden] bool; None where all are.
+    """
+
+    order: Tensor
+    seen: int
+    hidden: int
+    is_seen: Tensor | None = None
+    is_there: Tensor | None = None
+    is_hidden: Tensor | None = None
+
+
+def hide(batch: int, tokens: int, ratio: float, device: torch.device, there: Tensor | None = None) -> Hiding:
+    """Hides a share of each image's tokens, uniformly drawn.
+
+    Args:
+        there: [B, N] bool, which tokens an image has, two or more; None for all.
+    """
     total, own = own_part(batch)
-    order = torch.rand(total, tokens)[own].argsort(dim=1).to(device)  # on the CPU: the same draw on any accelerator
-    seen = min(max(1, round(tokens * (1 - ratio))), tokens - 1)
-    return order[:, :seen], order[:, seen:]
+    drawn = torch.rand(total, tokens)[own]  # on the CPU: the same draw on any accelerator
+    if there is None:
+        seen = int(_seen(torch.tensor(tokens), ratio))
+        return Hiding(drawn.argsort(dim=1).to(device), seen, seen)
+    there = there.cpu()
+    many = there.sum(dim=1, keepdim=True)
+    seens, place = _seen(many, ratio), torch.arange(tokens)
+    most, least = int(seens.max()), int(seens.min())
+    is_seen, is_there = place < seens, place < many
+    return Hiding(
+        drawn.masked_fill(~there, 2).argsort(dim=1).to(device), most, least,
+        is_seen[:, :most].to(device), is_there.to(device), (is_there & ~is_seen)[:, least:].to(device),
+    )  # fmt: skip
+
+
+def _seen(tokens: Tensor, ratio: float) -> Tensor:
+    return (tokens.double() * (1 - ratio)).round().long().clamp(min=1).minimum(tokens - 1)
 
 
 def taken(tokens: Tensor, numbers: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def test_pretrained_weights_of_a_file_are_those_of_the_encoder_for_any_number_of
 ) -> None:
     torch.manual_seed(7)
     theirs = timm.create_model("resnet18").state_dict()
-    ours, features = encoder("resnet18", channels, 16, weights)
+    ours, features = encoder(AEConfig(pretrained=weights), channels)
     assert features == 256
     found = {name: value for name, value in ours.state_dict().items() if "num_batches" not in name}
     for name, value in found.items():
@@ -49,8 +49,8 @@ def test_only_a_run_begins_with_them_and_the_random_baseline_does_not(weights: P
 
 def test_weights_that_cannot_be_had_are_an_error_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.pretrained: no file .*nowhere\.safetensors"):
-        encoder("resnet18", 3, 16, tmp_path / "nowhere.safetensors")
+        encoder(AEConfig(pretrained=tmp_path / "nowhere.safetensors"), 3)
     (tmp_path / "broken.safetensors").write_bytes(b"not weights")
     with pytest.raises(ConfigError, match=r"model.pretrained: the weights could not be loaded") as error:
-        encoder("resnet18", 3, 16, tmp_path / "broken.safetensors")
+        encoder(AEConfig(pretrained=tmp_path / "broken.safetensors"), 3)
     assert "\n" not in str(error.value)

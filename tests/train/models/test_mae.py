@@ -4,9 +4,10 @@ import pytest
 import timm
 import torch
 
-from train.config import MAEConfig
+from train.config import ContrastConfig, MAEConfig
 from train.models import build
 from train.models.mae import MAE, SIZES
+from train.models.readout import Readout
 
 TINY: dict[str, Any] = {"size": "tiny", "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
 
@@ -127,3 +128,85 @@ def test_sizes_are_those_of_the_papers(size: Literal["tiny", "small", "base", "l
         model = MAE(MAEConfig(size=size), 3)
     own = sum(parameter.numel() for module in (model.encoder, model.norm) for parameter in module.parameters())
     assert own / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def _mixed() -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of unlike channels in one batch, zeros where there are none."""
+    torch.manual_seed(0)
+    present = torch.tensor([[True, True, False], [True, True, True], [False, False, True], [True, False, True]])
+    return torch.randn(4, 3, 64, 64) * present[:, :, None, None], present
+
+
+def test_an_embedding_is_that_of_the_channels_which_an_image_has() -> None:
+    model = _mae(3, channels="agnostic").eval()
+    images, present = _mixed()
+    for readout in (Readout(), Readout(5, "mean+std"), Readout(None, "max")):
+        found = model.embed(images, readout, present)
+        for image, own, expected in zip(images, present, found, strict=True):
+            torch.testing.assert_close(model.embed(image[None, own], readout)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_that_an_image_lacks_change_nothing() -> None:
+    model = _mae(3, channels="agnostic", fourier=0.1, contrast=ContrastConfig(of="channels")).train()
+    images, present = _mixed()
+    spoilt = torch.where(present[:, :, None, None], images, torch.full_like(images, 50.0))
+    outputs = []
+    for given in (images, spoilt):
+        torch.manual_seed(1)
+        outputs.append(model(given, present=present))
+    for name, loss in outputs[0].losses.items():
+        torch.testing.assert_close(loss, outputs[1].losses[name])
+        assert loss.isfinite()
+    torch.testing.assert_close(outputs[0].embedding, outputs[1].embedding)
+    there = present[:, :, None, None].expand_as(images)
+    torch.testing.assert_close(outputs[0].reconstruction[there], outputs[1].reconstruction[there])
+    assert not outputs[0].reconstruction[~there].any()
+
+
+def test_a_batch_whose_images_all_have_all_channels_is_one_without_a_mask() -> None:
+    model = _mae(3, channels="agnostic", fourier=0.1).train()
+    images = torch.randn(3, 3, 64, 64)
+    found = []
+    for present in (None, torch.ones(3, 3, dtype=torch.bool)):
+        torch.manual_seed(1)
+        found.append(model(images, present=present))
+    for name, loss in found[0].losses.items():
+        torch.testing.assert_close(loss, found[1].losses[name])
+    torch.testing.assert_close(found[0].reconstruction, found[1].reconstruction)
+
+
+def test_every_weight_learns_from_mixed_channels() -> None:
+    model = _mae(3, channels="agnostic")
+    images, present = _mixed()
+    torch.stack(list(model(images, present=present).losses.values())).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("mode", "of"), [("stack", "replicates"), ("agnostic", "replicates"), ("agnostic", "channels")]
+)
+def test_contrast_draws_together_what_belongs_together(mode: Any, of: Any) -> None:
+    torch.manual_seed(0)
+    contrast = ContrastConfig(of=of, label="well" if of == "replicates" else None, weight=1.0)
+    model = _mae(2, channels=mode, contrast=contrast, mask_ratio=0.5)
+    images, groups = torch.randn(6, 2, 64, 64), torch.tensor([0, 0, 1, 1, 2, 2])
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    found = []
+    for _ in range(15):
+        loss = model(images, groups=groups).losses["contrast"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        found.append(float(loss.detach()))
+    assert found[-1] < 0.7 * found[0]
+
+
+def test_any_block_can_be_read_out() -> None:
+    model = _mae().eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert model.layers == 12
+    torch.testing.assert_close(model.embed(images, Readout(12)), model.embed(images))
+    tokens = model._tokens(images, model._patches(images))
+    for block in list(model.encoder)[:3]:
+        tokens = block(tokens)
+    torch.testing.assert_close(model.embed(images, Readout(3)), model.norm(tokens).mean(dim=1))
