@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from bie_stream.errors import ConfigError, one_line_errors
+from train.config import Pooling
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -17,12 +18,16 @@ def embed(
     out: Annotated[Path, typer.Option(help="Parquet to write.", show_default=False)],
     split: Annotated[str | None, typer.Option(help="Only this split. Default: all samples.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 64,
+    layer: Annotated[int | None, typer.Option(min=1, help="Stage or block, from 1. Default: the run's.")] = None,
+    pooling: Annotated[Pooling | None, typer.Option(help="Over the layer's positions. Default: the run's.")] = None,
+    channels: Annotated[str, typer.Option(help="Others than the run's, if its model takes any: 'DNA,Actin'.")] = "",
 ) -> None:
     """One row per sample: Metadata_* columns, then the features."""
     from train.evaluate.embed import embed_run
 
     with one_line_errors():
-        samples = embed_run(run, data, out, split, batch_size)
+        names = [name.strip() for name in channels.split(",")] if channels else None
+        samples = embed_run(run, data, out, split, batch_size, layer, pooling, names)
         typer.echo(
             f"{out}: {samples} samples; next: python -m train evaluate --embeddings {out} --label COLUMN --out DIR"
         )

@@ -30,7 +30,9 @@ from train.models import Model, build
 
 _KEEP = 2
 # What may differ when a run goes on: where things lie and how fast they come, never what is computed.
-_MAY_CHANGE = {("run_dir",), ("data", "path"), ("data", "backend"), ("data", "threads"), ("data", "prefetch_batches")}
+_MAY_CHANGE = {
+    "run_dir", "data.path", "data.backend", "data.threads", "data.prefetch_batches", "readout.layer", "readout.pooling",
+}  # fmt: skip
 
 
 class RunInfo(BaseModel):
@@ -72,7 +74,7 @@ def prepare(config: Config, info: RunInfo) -> None:
     stored = config.run_dir / "config.yaml"
     if stored.exists():
         changed = _differences(load_config(stored).model_dump(mode="json"), config.model_dump(mode="json"))
-        changed = [name for name in changed if tuple(name.split(".")) not in _MAY_CHANGE]
+        changed = [name for name in changed if name not in _MAY_CHANGE]
         if (there := read_info(config.run_dir)).plan_sha256 != info.plan_sha256:
             changed.append(f"the dataset (plan {there.plan_sha256[:12]}, now {info.plan_sha256[:12]})")
         if changed:

@@ -65,6 +65,25 @@ class AugmentConfig(Section):
         return self
 
 
+Pooling = Literal["mean", "std", "max", "mean+std"]
+
+
+class Readout(Section):
+    """What of a model's features is its embedding.
+
+    Attributes:
+        layer: counted from 1, stages of a backbone or blocks of a transformer; None for the last, from which the model
+            goes on to its latent map or decoder.
+        pooling: over the positions of the layer; `mean+std` has the means first, then the standard deviations.
+    """
+
+    layer: int | None = Field(default=None, ge=1)
+    pooling: Pooling = "mean"
+
+
+LAST = Readout()
+
+
 class DataConfig(Section):
     """What is read, see `bie_stream.open` and `bie_stream.Loader`.
 
@@ -446,7 +465,11 @@ class TrainingConfig(Section):
 
 
 class Config(Section):
-    """A run."""
+    """A run.
+
+    Attributes:
+        readout: of its embedding; nothing in training depends on it.
+    """
 
     run_dir: Path
     data: DataConfig
@@ -454,6 +477,7 @@ class Config(Section):
     optimiser: OptimiserConfig = OptimiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig
+    readout: Readout = LAST
 
     @field_validator("optimiser")
     @classmethod
@@ -504,7 +528,8 @@ def _in_steps(tree: dict[str, Any], per_epoch: int) -> dict[str, Any]:
     def resolved(name: str, value: Any) -> Any:
         if isinstance(value, dict):
             return _in_steps(value, per_epoch)
-        return round(_number(value) * per_epoch) if name.endswith("steps") else value
+        timed = isinstance(value, str) and name.endswith("steps")
+        return round(_number(value) * per_epoch) if timed else value
 
     return {name: resolved(name, value) for name, value in tree.items()}
 

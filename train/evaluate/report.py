@@ -19,6 +19,7 @@ from bie_stream.atomic import atomic_folder
 from bie_stream.dataset import Dataset
 from bie_stream.errors import ConfigError, nearest
 from train.checkpoint import load_model
+from train.config import Readout
 from train.evaluate.embed import evaluation_loader, features_of, read_embeddings
 from train.evaluate.figures import reconstruction_picture, umap_picture
 from train.evaluate.probe import Labels, Score, forest, majority, make_folds, permute_by_well, score
@@ -63,7 +64,8 @@ def evaluate(embeddings: Path, out: Path, question: Question, run: Path | None =
     folds = make_folds(labels, groups, question.folds)
 
     model, config, info = load_model(run)
-    dataset = bie_stream.open(data, split=origin["split"], channels=info.channels)
+    dataset = bie_stream.open(data, split=origin["split"], channels=origin["channels"])
+    readout = Readout(**origin["readout"])
     if dataset.table["key"].to_pylist() != metadata["key"].to_pylist():
         raise ConfigError(f"{data} is not the dataset that {embeddings} was made from; embed it again")
     dataset = dataset.select(taken)
@@ -72,7 +74,7 @@ def evaluate(embeddings: Path, out: Path, question: Question, run: Path | None =
 
     probabilities = {
         TRAINED: forest(features, labels, folds),
-        RANDOM: forest(features_of(dataset, untrained, config, info), labels, folds),
+        RANDOM: forest(features_of(dataset, untrained, config, info, readout), labels, folds),
         INTENSITY: forest(intensity(dataset), labels, folds),
         MAJORITY: majority(labels, folds),
     }

@@ -4,9 +4,8 @@ from train.config import AnyModelConfig, MAEConfig, TimmConfig
 from train.models.autoencoder import Autoencoder
 from train.models.mae import MAE
 from train.models.model import Model, Output
-from train.models.readout import Readout
 
-__all__ = ["Model", "Output", "Readout", "build"]
+__all__ = ["Model", "Output", "build"]
 
 
 def build(config: AnyModelConfig, channels: int, fresh: bool = True) -> Model:

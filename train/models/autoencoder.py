@@ -11,7 +11,17 @@ worth something to a classifier each time that we compared the two (figures in t
 
 from torch import Tensor, nn
 
-from train.config import STANDARD_STEM, ContrastConfig, LatentConfig, TimmConfig, VAEConfig, VQVAEConfig, ZalandoConfig
+from train.config import (
+    LAST,
+    STANDARD_STEM,
+    ContrastConfig,
+    LatentConfig,
+    Readout,
+    TimmConfig,
+    VAEConfig,
+    VQVAEConfig,
+    ZalandoConfig,
+)
 from train.losses.fourier import spectrum_distance
 from train.losses.kl import kl_loss, warm
 from train.losses.reconstruction import reconstruction
@@ -22,8 +32,8 @@ from train.models.decoder import light_decoder, mirror_decoder
 from train.models.encoder import encoder
 from train.models.gaussian import Gaussian, active_units
 from train.models.model import Model, Output
+from train.models.pooling import pooled
 from train.models.quantise import quantiser
-from train.models.readout import LAST, Readout, pooled
 from train.models.zalando import ZalandoEncoder, zalando_decoder
 
 

@@ -16,12 +16,12 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from train.config import MAEConfig
+from train.config import LAST, MAEConfig, Readout
 from train.losses.fourier import spectrum_distance
 from train.models import patches
 from train.models.contrasted import contrasted
 from train.models.model import Model, Output
-from train.models.readout import LAST, Readout, pooled
+from train.models.pooling import pooled
 
 _VARIANCE_FLOOR = 1e-6
 SIZES = {  # width, depth, heads: those of DeiT and ViT

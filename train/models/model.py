@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from train.models.readout import LAST, Readout
+from train.config import LAST, Readout
 
 
 @dataclass

@@ -11,6 +11,7 @@ from train.config import (
     FSQConfig,
     GradientCodesConfig,
     LatentConfig,
+    Readout,
     ResidualCodesConfig,
     VAEConfig,
     VQVAEConfig,
@@ -20,7 +21,6 @@ from train.losses.ssim import ssim
 from train.models import build
 from train.models.autoencoder import Autoencoder
 from train.models.channels import contracted, expanded
-from train.models.readout import Readout
 
 _BLOCKS = ("BasicBlock", "Bottleneck")
 
@@ -224,10 +224,10 @@ def test_any_stage_can_be_read_out_by_any_pooling() -> None:
     maps = model.encoder(images)
     for layer in range(1, 5):
         expected = maps[layer - 1].mean(dim=(2, 3))
-        torch.testing.assert_close(model.embed(images, Readout(layer)), expected)
-    both = model.embed(images, Readout(2, "mean+std"))
+        torch.testing.assert_close(model.embed(images, Readout(layer=layer)), expected)
+    both = model.embed(images, Readout(layer=2, pooling="mean+std"))
     torch.testing.assert_close(both[:, 64:], maps[1].std(dim=(2, 3), correction=0))
-    torch.testing.assert_close(model.embed(images, Readout(None, "max")), maps[3].amax(dim=(2, 3)))
+    torch.testing.assert_close(model.embed(images, Readout(layer=None, pooling="max")), maps[3].amax(dim=(2, 3)))
 
 
 @pytest.mark.parametrize("of", ["channels", "replicates"])

@@ -4,10 +4,9 @@ import pytest
 import timm
 import torch
 
-from train.config import ContrastConfig, MAEConfig
+from train.config import ContrastConfig, MAEConfig, Readout
 from train.models import build
 from train.models.mae import MAE, SIZES
-from train.models.readout import Readout
 
 TINY: dict[str, Any] = {"size": "tiny", "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
 
@@ -140,7 +139,7 @@ def _mixed() -> tuple[torch.Tensor, torch.Tensor]:
 def test_an_embedding_is_that_of_the_channels_which_an_image_has() -> None:
     model = _mae(3, channels="agnostic").eval()
     images, present = _mixed()
-    for readout in (Readout(), Readout(5, "mean+std"), Readout(None, "max")):
+    for readout in (Readout(), Readout(layer=5, pooling="mean+std"), Readout(layer=None, pooling="max")):
         found = model.embed(images, readout, present)
         for image, own, expected in zip(images, present, found, strict=True):
             torch.testing.assert_close(model.embed(image[None, own], readout)[0], expected, rtol=1e-4, atol=1e-5)
@@ -205,8 +204,8 @@ def test_any_block_can_be_read_out() -> None:
     model = _mae().eval()
     images = torch.randn(2, 3, 64, 64)
     assert model.layers == 12
-    torch.testing.assert_close(model.embed(images, Readout(12)), model.embed(images))
+    torch.testing.assert_close(model.embed(images, Readout(layer=12)), model.embed(images))
     tokens = model._tokens(images, model._patches(images))
     for block in list(model.encoder)[:3]:
         tokens = block(tokens)
-    torch.testing.assert_close(model.embed(images, Readout(3)), model.norm(tokens).mean(dim=1))
+    torch.testing.assert_close(model.embed(images, Readout(layer=3)), model.norm(tokens).mean(dim=1))

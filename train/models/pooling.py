@@ -1,29 +1,9 @@
-"""What of a model's features is its embedding: from which layer, and how it is pooled over positions."""
-
-from dataclasses import dataclass
-from typing import Literal
+"""Features at positions → one vector."""
 
 import torch
 from torch import Tensor
 
-Pooling = Literal["mean", "std", "max", "mean+std"]
-
-
-@dataclass(frozen=True)
-class Readout:
-    """Layer and pooling.
-
-    Attributes:
-        layer: counted from 1, stages of a backbone or blocks of a transformer; None for the last, from which the model
-            goes on to its latent map or decoder.
-        pooling: over the positions of the layer; `mean+std` has the means first, then the standard deviations.
-    """
-
-    layer: int | None = None
-    pooling: Pooling = "mean"
-
-
-LAST = Readout()
+from train.config import Pooling
 
 
 def pooled(features: Tensor, pooling: Pooling, there: Tensor | None = None) -> Tensor:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from train.models.readout import Pooling, pooled
+from train.config import Pooling
+from train.models.pooling import pooled
 
 
 @pytest.mark.parametrize("masked", [False, True])
