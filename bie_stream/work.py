@@ -5,6 +5,7 @@ ids, views ── fetch(step) ──▶ Work ── decode, crop, turn, normalis
                  (in threads)         (native: same threads; DALI: its own)
 """
 
+import functools
 import itertools
 import threading
 import time
@@ -43,7 +44,7 @@ class Kind:
     channels: npt.NDArray[np.int64]
     per_image: bool
 
-    @property
+    @functools.cached_property
     def present(self) -> npt.NDArray[np.bool_]:
         """[C] whether the dataset has each channel."""
         return self.channels >= 0
