@@ -275,7 +275,7 @@ class Loader:
         if piece.addresses is None:
             return sum(map(len, piece.payloads))
         kind, (height, width) = self._settings.kinds[piece.dataset], self._settings.crop
-        return len(piece.rows) * np.count_nonzero(kind.present) * height * width * np.dtype(kind.dtype).itemsize
+        return len(piece.rows) * int(np.count_nonzero(kind.present)) * height * width * np.dtype(kind.dtype).itemsize
 
     def _readable(self, number: int, sample: int) -> tuple[int, memoryview]:
         """The sample, or in training the next one that can be read: the same one whenever and wherever it is asked."""
