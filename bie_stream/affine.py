@@ -44,7 +44,7 @@ def sample(
 
     Args:
         pixels: [C, Y, X] uint8, uint16 or float32, of one sample.
-        channels: [D] which of them.
+        channels: [D] which of them; -1 for zeros, whatever shift and scale.
         matrix, about: [2, 2] and [2], of a view and of `centre`.
         shift, scale: [D] float32.
         out: [D, Y', X'] float32.
@@ -62,6 +62,9 @@ def sample(
             above[x], below[x], down[x] = row, min(row + 1, bottom), at_y - row
             before[x], behind[x], across[x] = column, min(column + 1, right), at_x - column
         for c in range(len(channels)):
+            if channels[c] < 0:
+                out[c, y] = 0
+                continue
             plane, line = pixels[channels[c]], out[c, y]
             for x in range(width):
                 a, b = np.float32(plane[above[x], before[x]]), np.float32(plane[above[x], behind[x]])

@@ -52,7 +52,8 @@ class Augment:
             pixel of the image aliases; 0.5, where every second pixel counts, is the least.
         gain: multiply each channel by 1 / (1 + gain) to 1 + gain, log-uniform.
         offset: add up to this to each channel, or subtract it.
-        drop_channel: probability that a channel is all 0. Where it comes to every channel of a sample, one is kept.
+        drop_channel: probability that a channel is all 0. Where it comes to every channel that a sample has, one is
+            kept.
         noise: greatest standard deviation of Gaussian noise, uniform from 0.
         blur_px: greatest sigma of a Gaussian blur in pixels, uniform from 0.
         defocus_px: greatest radius in pixels of the disc that a point out of focus becomes, uniform from 0; half of
@@ -106,7 +107,7 @@ class Noise:
     """Gaussian noise for each sample of one batch, see `bie_stream.noise`.
 
     Attributes:
-        std: [B, C] float32; 0 for a dropped channel.
+        std: [B, C] float32; 0 for a channel that is dropped or absent.
         counter: [B, 3] int64, sample id (low and high half) and epoch: words 1 to 3 of Philox's counter. Word 0 is
             for the pixels.
         key: of Philox.
@@ -136,7 +137,8 @@ class View:
         swap: [B] bool, exchange y and x.
         flip_y, flip_x: [B] bool, mirror along y, along x.
         matrix: [B, 2, 2] float64; None where neither rotation nor scale is on.
-        gain, offset: [B, C] float32, for gain · x + offset, both 0 for a dropped channel; None where off.
+        gain, offset: [B, C] float32, for gain · x + offset, both 0 for a channel that is dropped or absent; None where
+            off.
         sigma: [B] float32, of a Gaussian, in pixels; None where off.
         radius: [B] float32, of a disc, in pixels; None where off.
         noise: None where off.
@@ -155,9 +157,12 @@ class View:
     noise: Noise | None = None
 
 
+_NO_CHANNELS: Bools = np.zeros(0, bool)
+
+
 def draw(
     augment: Augment, ids: Integers, shapes: Integers, crop: tuple[int, int],
-    *, seed: int, epoch: int | Integers, view: int = 0, channels: int = 0,
+    *, seed: int, epoch: int | Integers, view: int = 0, present: Bools = _NO_CHANNELS,
 ) -> View:  # fmt: skip
     """The view of each sample.
 
@@ -166,18 +171,19 @@ def draw(
         shapes: [B, 2] height and width of each sample in pixels, at least `crop`.
         crop: height and width to cut out; square if quarter turns are allowed.
         view: which one, below 2**16, where a sample is seen several times in an epoch.
-        channels: of the images; 0 will do where gain, offset, drop_channel and noise are off.
+        present: [C] which channels of the images the samples have; none will do where gain, offset, drop_channel and
+            noise are off.
     """
     random = _Random(ids, seed, epoch, view)
     symmetry = _symmetry(augment, random)
     matrix = _matrix(augment, random, *symmetry) if augment.resamples else None
     top, left = _corner(augment, random, shapes - np.asarray(crop), _overhang(matrix, crop))
-    gain, offset = _intensity(augment, random, channels) if augment.changes_channels else (None, None)
+    gain, offset = _intensity(augment, random, present) if augment.changes_channels else (None, None)
     return View(
         top, left, *symmetry, matrix, gain, offset,
         sigma=_sigma(augment, random) if augment.blur_px else None,
         radius=_radius(augment, random) if augment.defocus_px else None,
-        noise=_noise(augment, random, channels) if augment.noise else None,
+        noise=_noise(augment, random, present) if augment.noise else None,
     )  # fmt: skip
 
 
@@ -250,29 +256,30 @@ def _corner(augment: Augment, random: _Random, room: Integers, overhang: Integer
     return corner[:, 0], corner[:, 1]
 
 
-def _intensity(augment: Augment, random: _Random, channels: int) -> tuple[Floats, Floats]:
+def _intensity(augment: Augment, random: _Random, present: Bools) -> tuple[Floats, Floats]:
     """Gain and offset [B, C]."""
-    uniform = random.uniform(*_blocks(channels))
-    kept = _kept(augment, uniform)
+    uniform = random.uniform(*_blocks(present))
+    kept = _kept(augment, uniform, present)
     gain = (1 + augment.gain) ** (2 * uniform[..., 0] - 1) * kept
     offset = augment.offset * (2 * uniform[..., 1] - 1) * kept
     return gain.astype(np.float32), offset.astype(np.float32)
 
 
-def _noise(augment: Augment, random: _Random, channels: int) -> Noise:
-    std = augment.noise * random.uniform(_FORM)[:, :, 2] * _kept(augment, random.uniform(*_blocks(channels)))
+def _noise(augment: Augment, random: _Random, present: Bools) -> Noise:
+    kept = _kept(augment, random.uniform(*_blocks(present)), present)
+    std = augment.noise * random.uniform(_FORM)[:, :, 2] * kept
     return Noise(std.astype(np.float32), random.counter, key_of(random.seed, _NOISE_STREAM + random.view * _VIEW))
 
 
-def _kept(augment: Augment, uniform: Doubles) -> Bools:
-    """Which channels [B, C] are not dropped: those whose number reaches the probability, and the one of the greatest
-    number in any case."""
-    drop = uniform[..., 2]
-    return (drop >= augment.drop_channel) | (drop == drop.max(axis=1, keepdims=True))
+def _kept(augment: Augment, uniform: Doubles, present: Bools) -> Bools:
+    """Which channels [B, C] are there and not dropped: those whose number reaches the probability, and the one of the
+    greatest number in any case."""
+    drop = np.where(present, uniform[..., 2], -1)
+    return present & ((drop >= augment.drop_channel) | (drop == drop.max(axis=1, keepdims=True)))
 
 
-def _blocks(channels: int) -> range:
-    return range(_CHANNEL, _CHANNEL + channels)
+def _blocks(present: Bools) -> range:
+    return range(_CHANNEL, _CHANNEL + len(present))
 
 
 def _sigma(augment: Augment, random: _Random) -> Floats:

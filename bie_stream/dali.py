@@ -2,7 +2,8 @@
 
 Payloads go in through `external_source` without a copy: npy as bytes, decoded here by DALI; other codecs as pixels,
 decoded in the threads that fetch (see `_inputs`). Every random choice comes in as a per-sample
-argument, so DALI draws nothing itself. Equal bits for crop, turn, mirror and dataset normalisation; per-image
+argument, so DALI draws nothing itself. It has to do with the channels that a dataset has; those that are absent stay 0
+in the batch. Equal bits for crop, turn, mirror and dataset normalisation; per-image
 normalisation sums in another order, and rotation and scale take their places in float32 (see
 tests/bie_stream/test_loader.py for the tolerances). What comes out is a torch tensor without a copy; DALI has no
 bfloat16, so torch casts.
@@ -69,8 +70,8 @@ def _inputs(piece: Piece, settings: Settings) -> Inputs:
         payload, top = decoded.pixels, decoded.top
     inputs: Inputs = {
         "payload": payload,
-        "shift": list(piece.shift[:, :, None, None]),
-        "scale": list(piece.scale[:, :, None, None]),
+        "shift": list(piece.shift.compress(kind.present, axis=1)[:, :, None, None]),
+        "scale": list(piece.scale.compress(kind.present, axis=1)[:, :, None, None]),
     }
     if view.matrix is None:
         inputs["corner"] = list(np.stack([top, view.left], axis=1).astype(np.int32))
@@ -87,17 +88,21 @@ def _inputs(piece: Piece, settings: Settings) -> Inputs:
 
 def _take(work: Work, pipelines: dict[int, Pipeline], settings: Settings) -> torch.Tensor:
     dtype = torch.float32 if settings.finished else settings.dtype
+    kinds = [settings.kinds[piece.dataset] for piece in work.pieces]
+    filled = all(kind.present.all() for kind in kinds)
     batch: torch.Tensor | None = None
-    for piece in work.pieces:
+    for piece, kind in zip(work.pieces, kinds, strict=True):
         pipeline = pipelines[piece.dataset]
         (output,) = pipeline.share_outputs()
         shared = torch.utils.dlpack.from_dlpack(output.as_tensor())  # memory that DALI writes to after the release
         if batch is None:
-            batch = torch.empty((settings.images, *shared.shape[1:]), dtype=dtype, device=shared.device)
-        if len(work.pieces) == 1:
+            shape = (settings.images, len(kind.channels), *settings.crop)
+            batch = (torch.empty if filled else torch.zeros)(shape, dtype=dtype, device=shared.device)
+        if filled and len(work.pieces) == 1:
             batch.copy_(shared)
         else:
-            batch[torch.from_numpy(piece.rows).to(shared.device)] = shared.to(dtype)
+            planes = piece.rows[:, None] * len(kind.channels) + np.flatnonzero(kind.present)
+            batch.flatten(0, 1)[torch.from_numpy(planes.ravel()).to(shared.device)] = shared.to(dtype).flatten(0, 1)
         if batch.is_cuda:
             torch.cuda.current_stream().synchronize()
         pipeline.release_outputs()
@@ -128,7 +133,8 @@ def _pipeline(settings: Settings, kind: Kind) -> Pipeline:
         if encoded:
             x = fn.decoders.numpy(x)
         x = fn.slice(x, corner, argument("size", types.INT32, 1) if resamples else [height, width], axes=[1, 2])
-        wanted = range(len(kind.channels)) if kind.in_rows(resamples) else kind.channels.tolist()
+        stored = kind.channels[kind.present].tolist()
+        wanted = range(len(stored)) if kind.in_rows(resamples) else stored
         x = fn.cat(*[x[c : c + 1] for c in wanted], axis=0)
         matrix = argument("matrix", types.FLOAT, 2) if resamples else None
         swap, flip_y, flip_x = (None if resamples else argument(name, types.INT32, 0) for name in _FLAGS)

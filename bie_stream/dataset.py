@@ -1,8 +1,10 @@
 """A dataset of shards: its table, its channels by name, any sample by number."""
 
 import functools
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,33 +27,42 @@ from bie_stream.shards import (
 )  # fmt: skip
 from bie_stream.store import LocalStore, Store, open_store
 
+_Statistics = TypeVar("_Statistics", ChannelStatistics, PlateStatistics)
+
 _FIRST = ("offset", "size", "crc32c", "shape", "split")  # what is needed before anyone asks for more
 
 
 def open(  # noqa: A001 - the public name is bie_stream.open, as in zarr.open
-    path: Location, *, split: str | None = None, channels: Sequence[str] | None = None, cache_bytes: int | None = None
-) -> "Dataset":
+    path: Location, *, split: str | None = None, channels: Sequence[str] | None = None, absent_ok: bool = False,
+    cache_bytes: int | None = None,
+) -> "Dataset":  # fmt: skip
     """Opens a dataset.
 
     Args:
         path: the folder that holds `dataset.json`, or its URL (`s3://bucket/plates`, `https://host/plates`).
         split: only this split; None for all samples.
         channels: names, in the order wanted; None for all, in the order of the manifest.
+        absent_ok: take names that the dataset does not have, as long as it has one of them: such a channel is all 0,
+            and `Batch.present` says so. Then datasets of unlike channels, opened with one list, stand in one batch.
+            A misspelt name cannot be told from one of another dataset here, unless it differs from one of this dataset
+            only in case, spaces or punctuation; a `Loader` of several datasets refuses a name that none of them has.
         cache_bytes: how much this machine keeps of what it reads over the network, in `$BIE_STREAM_CACHE` or the
             user's cache folder; 0 for nothing. None for `$BIE_STREAM_CACHE_GB`, else 64 GiB and at most half of the
             space that is free.
 
     Raises:
         DatasetNotFound: there is no dataset at `path`.
-        DatasetError: it is damaged, or has no such split or channel.
+        DatasetError: it is damaged, or has no such split or channel; with `absent_ok`, none of the channels.
     """
     folder = folder_at(path)
     manifest = read_manifest(folder)
     known = [channel.name for channel in manifest.channels]
     wanted = known if channels is None else list(channels)
-    for name in wanted:
-        if name not in known:
-            raise DatasetError(f"{folder} has no channel {name!r}; {nearest(name, known)}")
+    absent = [name for name in wanted if name not in known]
+    if absent and (not absent_ok or len(absent) == len(wanted)):
+        raise DatasetError(f"{folder} has no channel {absent[0]!r}; {nearest(absent[0], known)}")
+    for name in absent:
+        _refuse_respelt(name, [other for other in known if other not in wanted], folder)
     if len(set(wanted)) != len(wanted) or not wanted:
         raise DatasetError(f"channels {wanted} must name each channel once, and at least one")
     if split is not None and split not in manifest.splits:
@@ -59,7 +70,18 @@ def open(  # noqa: A001 - the public name is bie_stream.open, as in zarr.open
     samples = _Samples(folder, manifest)
     store = open_store(folder, manifest.shards, cache_bytes)
     rows = None if split is None else np.flatnonzero(samples.split == list(manifest.splits).index(split))
-    return Dataset(folder, manifest, samples, rows, tuple(map(known.index, wanted)), store)
+    return Dataset(folder, manifest, samples, rows, tuple(wanted), store)
+
+
+def _refuse_respelt(absent: str, others: list[str], folder: Folder) -> None:
+    """Holds an absent channel against those of the dataset that are not asked for: the same one, spelt otherwise?"""
+    letters = [re.sub(r"[\W_]", "", name).casefold() for name in (absent, *others)]
+    if letters[0] and letters[0] in letters[1:]:
+        other = others[letters.index(letters[0], 1) - 1]
+        raise DatasetError(
+            f"{folder} has no channel {absent!r} but {other!r}; ask for it by that name, or name it "
+            "when it is built (`shardgen build --channels`)"
+        )
 
 
 class _Samples:
@@ -116,29 +138,33 @@ class Dataset:
     Attributes:
         folder: where it lies.
         manifest: what the whole dataset is.
+        channels: names of the channels of `dataset[i]`, in order.
+        channel_indices: where among the stored channels each of them is; -1 for one that is absent, all 0.
     """
 
     def __init__(
         self, folder: Folder, manifest: Manifest, samples: _Samples, rows: npt.NDArray[np.int64] | None,
-        channels: tuple[int, ...], store: Store,
+        channels: tuple[str, ...], store: Store,
     ) -> None:  # fmt: skip
-        self.folder, self.manifest, self.channel_indices = folder, manifest, channels
+        self.folder, self.manifest, self.channels = folder, manifest, channels
+        stored = {channel.name: i for i, channel in enumerate(manifest.channels)}
+        self.channel_indices = tuple(stored.get(name, -1) for name in channels)
         self.store, self._samples, self._rows = store, samples, rows
 
     @property
-    def channels(self) -> tuple[str, ...]:
-        """Names of the channels of `dataset[i]`, in order."""
-        return tuple(self.manifest.channels[i].name for i in self.channel_indices)
+    def present(self) -> tuple[bool, ...]:
+        """Whether the dataset has each of `channels`."""
+        return tuple(i >= 0 for i in self.channel_indices)
 
     @property
-    def statistics(self) -> tuple[ChannelStatistics, ...]:
-        """Of each channel of `dataset[i]`, over the whole dataset (all splits)."""
-        return tuple(self.manifest.statistics[i] for i in self.channel_indices)
+    def statistics(self) -> tuple[ChannelStatistics | None, ...]:
+        """Of each channel of `dataset[i]`, over the whole dataset (all splits); None of one that is absent."""
+        return self._of_channels(self.manifest.statistics)
 
     @property
-    def plates(self) -> dict[str, tuple[PlateStatistics, ...]]:
-        """Of each plate, the statistics of each channel of `dataset[i]`, over all splits."""
-        return {name: tuple(of[i] for i in self.channel_indices) for name, of in self.manifest.plates.items()}
+    def plates(self) -> dict[str, tuple[PlateStatistics | None, ...]]:
+        """Of each plate, the statistics of each channel of `dataset[i]`, over all splits; None of an absent one."""
+        return {name: self._of_channels(of) for name, of in self.manifest.plates.items()}
 
     @functools.cached_property
     def table(self) -> pa.Table:
@@ -169,7 +195,7 @@ class Dataset:
         else:
             taken = np.flatnonzero(np.asarray(rows))
         own = taken if self._rows is None else self._rows[taken]
-        return Dataset(self.folder, self.manifest, self._samples, own, self.channel_indices, self.store)
+        return Dataset(self.folder, self.manifest, self._samples, own, self.channels, self.store)
 
     def __len__(self) -> int:
         return len(self._samples.begins) if self._rows is None else len(self._rows)
@@ -177,7 +203,9 @@ class Dataset:
     def __getitem__(self, sample: int) -> codecs.Pixels:
         sample = range(len(self))[sample]
         pixels = codecs.decode(self.payload(sample), self.manifest.codec, self.form(sample))
-        return pixels[list(self.channel_indices)]
+        taken: codecs.Pixels = pixels[list(self.channel_indices)]
+        taken[~np.array(self.present)] = 0
+        return taken
 
     def form(self, sample: int) -> codecs.Form:
         """Shape and dtype that the payload of one sample must hold: all stored channels."""
@@ -234,6 +262,9 @@ class Dataset:
         rows = self._in(samples)
         of = self._samples
         return self.store.addresses(of.shard[rows]) + of.offset[rows] + of.begins[rows]
+
+    def _of_channels(self, stored: tuple[_Statistics, ...]) -> tuple[_Statistics | None, ...]:
+        return tuple(stored[i] if i >= 0 else None for i in self.channel_indices)
 
     def _key(self, shard: int, offset: int) -> str:
         table = read_shard_table(self.folder, self.manifest.shards[shard].name, self.manifest, ["key", "offset"])

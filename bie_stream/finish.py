@@ -2,7 +2,7 @@
 
 In the order of light: how much dye and lamp give (gain, offset), what the lens makes of it (blur, defocus), what the
 detector adds (noise). So noise stays sharp. Gain and offset could as well come after the lens, whose kernels sum
-to 1. A dropped channel is one that was never taken: all 0, without noise.
+to 1. A dropped channel is one that was never taken: all 0, without noise, as is one that a dataset does not have.
 
 Gain is about 0 of the normalised image, its mean: a matter of contrast; offset is one of brightness. Noise does not
 grow with the signal: for that of photons one would need the camera's photons per count and its black level, and the

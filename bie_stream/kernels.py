@@ -74,7 +74,7 @@ def crop_into(
         addresses: [B] where the pixels [C, Y, X] of each sample begin in memory, in C order.
         shapes: [B, 3] their C, Y, X.
         dtype: [0] of theirs.
-        channels: [C'] which of them.
+        channels: [C'] which of them; -1 for an image of zeros, whatever shift and scale.
         top, left, swap, flip_y, flip_x: [B], as `bie_stream.augment.View` has them.
         shift, scale: [B, C'] of each image: (x − shift) · scale, in float32.
         per_image: then to mean 0 and variance 1, see `bie_stream.normalise`.
@@ -85,6 +85,9 @@ def crop_into(
     for b in range(len(addresses)):
         pitch = shapes[b, 2] * dtype.itemsize
         for c in range(out.shape[1]):
+            if channels[c] < 0:
+                out[rows[b], c] = 0
+                continue
             start = addresses[b] + (channels[c] * shapes[b, 1] + top[b]) * pitch + left[b] * dtype.itemsize
             image, mean, by = out[rows[b], c], np.float32(0), np.float32(1)
             if per_image:

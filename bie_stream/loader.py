@@ -22,7 +22,7 @@ import torch
 from bie_stream import native
 from bie_stream.augment import NO_AUGMENT, Augment, View, draw
 from bie_stream.dataset import Dataset
-from bie_stream.errors import DatasetError, SampleError
+from bie_stream.errors import DatasetError, SampleError, nearest
 from bie_stream.mixture import Mixture
 from bie_stream.normalise import Normalisation, Normalise, normalisation, normalisation_by_plate
 from bie_stream.order import Balanced, Blocked, Order, Part, Sequential, Shuffled, cut
@@ -48,6 +48,8 @@ class Batch:
         valid: [B] bool on the CPU, False where a row only fills up the last batch of an evaluation.
         dataset: [B] int64 on the CPU, which dataset of several each image is of.
         channels: their names, C.
+        present: [B, C] bool on the CPU, False where the dataset of an image does not have that channel, so that it is
+            all 0 (see `absent_ok` of `bie_stream.open`). A channel that augmentation dropped is there.
     """
 
     images: torch.Tensor
@@ -55,6 +57,7 @@ class Batch:
     valid: torch.Tensor
     dataset: torch.Tensor
     channels: tuple[str, ...]
+    present: torch.Tensor
 
     def to(self, device: str | torch.device, *, non_blocking: bool = False) -> "Batch":
         """With its images on a device: what Lightning and accelerate call. They are there already if the loader was
@@ -70,8 +73,8 @@ class Loader:
     with `training=False` samples come in order, unaugmented, and the last batch is filled up with `valid=False` rows.
     Either way every rank has the same number of steps.
 
-    Of several datasets each batch holds those that have the same channels, by their weights; a sample then comes once
-    in each pass through its dataset (see `bie_stream.mixture`).
+    Of several datasets each batch holds those that were opened with the same channels, by their weights; a sample then
+    comes once in each pass through its dataset (see `bie_stream.mixture`).
 
     Args:
         dataset: from `bie_stream.open`, or a sequence of such.
@@ -120,6 +123,7 @@ class Loader:
         timeout_s: float = 600.0,
     ) -> None:
         self.datasets = (dataset,) if isinstance(dataset, Dataset) else tuple(dataset)
+        _refuse_unknown_channels(self.datasets)
         self.batch_size, self.training, self.views = batch_size, training, views
         samples = sum(map(len, self.datasets))
         if batch_size % world_size or not 0 <= rank < world_size:
@@ -184,8 +188,11 @@ class Loader:
             self._images += len(images)
             self._read_bytes += work.read_bytes
             channels = self.datasets[work.pieces[0].dataset].channels
+            present = np.empty((len(work.ids), len(channels)), bool)
+            for piece in work.pieces:
+                present[piece.rows] = self._settings.kinds[piece.dataset].present
             ids, valid, dataset = map(torch.from_numpy, (work.ids, work.valid, work.dataset))
-            yield Batch(images, ids, valid, dataset, channels)
+            yield Batch(images, ids, valid, dataset, channels, torch.from_numpy(present))
             del images
             self._consumer_s += time.perf_counter() - there
         self._epoch, self._consumed = self._epoch + 1, 0
@@ -257,9 +264,9 @@ class Loader:
         self, number: int, ids: npt.NDArray[np.int64], shapes: npt.NDArray[np.int64], visit: npt.NDArray[np.int64],
         seed: int,
     ) -> View:  # fmt: skip
-        channels, crop = len(self._settings.kinds[number].channels), self._settings.crop
+        present, crop = self._settings.kinds[number].present, self._settings.crop
         views = [
-            draw(self._augment, ids, shapes, crop, seed=seed, epoch=visit, view=view, channels=channels)
+            draw(self._augment, ids, shapes, crop, seed=seed, epoch=visit, view=view, present=present)
             for view in range(self.views)
         ]
         return views[0] if self.views == 1 else _side_by_side(views)
@@ -268,7 +275,7 @@ class Loader:
         if piece.addresses is None:
             return sum(map(len, piece.payloads))
         kind, (height, width) = self._settings.kinds[piece.dataset], self._settings.crop
-        return len(piece.rows) * len(kind.channels) * height * width * np.dtype(kind.dtype).itemsize
+        return len(piece.rows) * int(np.count_nonzero(kind.present)) * height * width * np.dtype(kind.dtype).itemsize
 
     def _readable(self, number: int, sample: int) -> tuple[int, memoryview]:
         """The sample, or in training the next one that can be read: the same one whenever and wherever it is asked."""
@@ -345,6 +352,14 @@ class Loader:
         return dict(counted)
 
 
+def _refuse_unknown_channels(datasets: tuple[Dataset, ...]) -> None:
+    """Of several datasets a name that none of them has is misspelt; of one alone it may be another's."""
+    known = list(dict.fromkeys(channel.name for each in datasets for channel in each.manifest.channels))
+    for name in (name for each in datasets for name in each.channels):
+        if len(datasets) > 1 and name not in known:
+            raise DatasetError(f"none of {len(datasets)} datasets has a channel {name!r}; {nearest(name, known)}")
+
+
 def bottleneck(wait_share: float, busy_share: dict[Stage, float]) -> str:
     """Where the limit is, in a sentence, and what moves it.
 
@@ -405,6 +420,9 @@ def _levels(dataset: Dataset, normalise: Normalise | Normalisation) -> _Levels:
         by = normalisation(by, dataset.channels, dataset.statistics)
     if by.shift.shape != (1, len(dataset.channels)):
         raise DatasetError(f"a normalisation of {by.shift.shape} (plates, channels) is for no other dataset")
+    for name, present, scale in zip(dataset.channels, dataset.present, by.scale[0], strict=True):
+        if present and scale == 0:
+            raise DatasetError(f"the normalisation has no numbers of channel {name!r}, which {dataset.folder} has")
     return _Levels(by, np.broadcast_to(np.int32(0), (len(dataset),)))
 
 

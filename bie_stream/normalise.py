@@ -29,7 +29,8 @@ class Normalisation:
     """What both back ends apply: y = (x − shift) · scale in float32, then per image where `per_image`.
 
     Attributes:
-        shift, scale: [P, C] float32, of each plate; P = 1 where they are the same for all.
+        shift, scale: [P, C] float32, of each plate; P = 1 where they are the same for all. Both are 0 for a channel
+            that is absent, of which there are no numbers.
     """
 
     shift: Floats
@@ -38,32 +39,37 @@ class Normalisation:
 
 
 def normalisation(
-    kind: Normalise, channels: tuple[str, ...], statistics: tuple[Statistics, ...], plate: str | None = None
+    kind: Normalise, channels: tuple[str, ...], statistics: tuple[Statistics | None, ...], plate: str | None = None
 ) -> Normalisation:
     """The normalisation of these channels by one set of numbers.
 
     Args:
+        statistics: of each; None of one that is absent.
         plate: that they are of; None for the whole dataset.
 
     Raises:
         DatasetError: a channel is constant, so there is nothing to divide by.
     """
-    shift, scale = np.zeros((1, len(channels)), np.float32), np.ones((1, len(channels)), np.float32)
-    if kind != "none":
-        for i, (name, channel) in enumerate(zip(channels, statistics, strict=True)):
-            if channel.std == 0:
-                where, instead = ("everywhere", "none") if plate is None else (f"all over plate {plate}", "dataset")
-                leave = "it out of `channels`" if plate is None else "that plate out"
-                raise DatasetError(
-                    f"channel {name!r} has the value {channel.mean:g} {where}: nothing to learn from it; "
-                    f"leave {leave}, or use normalise={instead!r}"
-                )
-            shift[0, i], scale[0, i] = channel.mean, 1 / channel.std
+    shift, scale = np.zeros((2, 1, len(channels)), np.float32)
+    for i, (name, channel) in enumerate(zip(channels, statistics, strict=True)):
+        if channel is None:
+            continue
+        if kind == "none":
+            scale[0, i] = 1
+            continue
+        if channel.std == 0:
+            where, instead = ("everywhere", "none") if plate is None else (f"all over plate {plate}", "dataset")
+            leave = "it out of `channels`" if plate is None else "that plate out"
+            raise DatasetError(
+                f"channel {name!r} has the value {channel.mean:g} {where}: nothing to learn from it; "
+                f"leave {leave}, or use normalise={instead!r}"
+            )
+        shift[0, i], scale[0, i] = channel.mean, 1 / channel.std
     return Normalisation(shift, scale, per_image=kind == "image")
 
 
 def normalisation_by_plate(
-    channels: tuple[str, ...], statistics: dict[str, tuple[PlateStatistics, ...]]
+    channels: tuple[str, ...], statistics: dict[str, tuple[PlateStatistics | None, ...]]
 ) -> Normalisation:  # fmt: skip
     """The normalisation of each plate by its own numbers, in their order; raises as `normalisation`."""
     each = [normalisation("plate", channels, of_plate, plate) for plate, of_plate in statistics.items()]

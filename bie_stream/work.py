@@ -5,6 +5,7 @@ ids, views ── fetch(step) ──▶ Work ── decode, crop, turn, normalis
                  (in threads)         (native: same threads; DALI: its own)
 """
 
+import functools
 import itertools
 import threading
 import time
@@ -33,7 +34,8 @@ class Kind:
     """What all samples of one dataset have in common.
 
     Attributes:
-        channels: [C] int64, indices into the stored channels, in the order wanted.
+        channels: [C] int64, indices into the stored channels, in the order wanted; -1 for one that is absent, whose
+            images are zeros.
         per_image: whether each image is brought to mean 0 and variance 1 in the end.
     """
 
@@ -41,6 +43,11 @@ class Kind:
     dtype: Dtype
     channels: npt.NDArray[np.int64]
     per_image: bool
+
+    @functools.cached_property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """[C] whether the dataset has each channel."""
+        return self.channels >= 0
 
     def in_rows(self, resampled: bool) -> bool:
         """Whether of a sample just the channels and rows that are wanted are decoded: not where it is resampled, which
@@ -114,11 +121,11 @@ class Piece:
             return Decoded(self.by_image(pixels), self.view.top, kind.channels)
         tops = self.view.top.reshape(-1, self.views)
         spans = zip(each, tops.min(axis=1).tolist(), (tops.max(axis=1) + rows).tolist(), strict=True)
-        parts = [codecs.decode_rows(*one, kind.channels, first, last) for one, first, last in spans]
+        stored = kind.channels[kind.present]
+        parts = [codecs.decode_rows(*one, stored, first, last) for one, first, last in spans]
         begins = np.repeat(np.array([first for _, first in parts], np.int64), self.views)
-        return Decoded(
-            self.by_image([part for part, _ in parts]), self.view.top - begins, np.arange(len(kind.channels))
-        )  # fmt: skip
+        decoded = np.where(kind.present, np.cumsum(kind.present) - 1, -1)
+        return Decoded(self.by_image([part for part, _ in parts]), self.view.top - begins, decoded)
 
     def by_image(self, by_payload: Sequence[codecs.Pixels]) -> list[codecs.Pixels]:
         """What is of each payload, for each of its images."""
@@ -132,7 +139,7 @@ class Decoded:
     Attributes:
         pixels: N arrays [D, R, X] in C order, whole samples or some of their channels and rows.
         top: [N] int64, of each crop in them.
-        channels: [C] int64, where in them the channels are that are wanted.
+        channels: [C] int64, where in them the channels are that are wanted; -1 for one that is absent.
     """
 
     pixels: list[codecs.Pixels]

@@ -31,6 +31,8 @@ def contact_sheet(dataset: Dataset, out: Path, rows: int = 6, tile: int = 160) -
         top, images = _TEXT + line * (cell + _TEXT), dataset[int(sample)]
         height, width = (max(1, round(tile * side / max(images.shape[1:]))) for side in images.shape[1:])
         for column, (pixels, statistics) in enumerate(zip(images, dataset.statistics, strict=True)):
+            if statistics is None:
+                continue  # a channel that is absent
             low, high = statistics.percentiles["1"], statistics.percentiles["99.9"]
             image = Image.fromarray(_grey(pixels, low, high)).resize((width, height), Image.Resampling.BILINEAR)
             sheet.paste(image, (_GAP + column * cell, top))

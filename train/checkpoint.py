@@ -41,7 +41,7 @@ class RunInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     channels: tuple[str, ...]
-    statistics: tuple[ChannelStatistics, ...]
+    statistics: tuple[ChannelStatistics | None, ...]
     dataset: str
     study: str
     plan_sha256: str

@@ -37,7 +37,7 @@ def _view(augment: Augment = FREE, shapes: npt.NDArray[np.int64] = SHAPES) -> Vi
 def _sampled(fields: list[Pixels], view: View, channels: tuple[int, ...] = (0, 1, 2), by: float = 1.0) -> Pixels:
     """[B, C, Y, X], divided by `by`."""
     assert view.matrix is not None
-    out = np.empty((len(fields), len(channels), *CROP), np.float32)
+    out = np.full((len(fields), len(channels), *CROP), np.nan, np.float32)
     shift, scale = np.zeros(len(channels), np.float32), np.full(len(channels), 1 / by, np.float32)
     for image, *rest in zip(out, fields, view.matrix, affine.centre(view, CROP), strict=True):
         field, matrix, about = rest
@@ -84,6 +84,14 @@ def test_swap_and_mirrors_alone_give_the_bits_of_the_plain_way() -> None:
         image = image[:, :: -1 if view.flip_y[b] else 1, :: -1 if view.flip_x[b] else 1]
         normalise.apply(image, by, out=expected)
         np.testing.assert_array_equal(got, expected)
+
+
+def test_a_channel_that_is_absent_is_written_as_zeros_and_those_beside_it_as_ever() -> None:
+    fields = _fields()
+    view = _view(Augment(rotate_deg=180), np.array([field.shape[1:] for field in fields]))
+    got, expected = _sampled(fields, view, channels=(2, -1, 0)), _sampled(fields, view, channels=(2, 0))
+    assert not got[:, 1].any()
+    np.testing.assert_array_equal(got[:, [0, 2]], expected)
 
 
 def test_a_positive_angle_turns_anticlockwise() -> None:

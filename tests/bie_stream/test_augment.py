@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,12 @@ ALL = Augment(
 )
 
 
-def _draw(augment: Augment, n: int = N, size: tuple[int, int] = (20, 30), crop: int = 16, **asked: int) -> View:
-    return draw(
-        augment, np.arange(n), np.tile(size, (n, 1)), (crop, crop), **{"seed": 3, "epoch": 0, "channels": 3, **asked}
-    )
+def _draw(
+    augment: Augment, n: int = N, size: tuple[int, int] = (20, 30), crop: int = 16,
+    present: Sequence[bool] = (True,) * 3, **asked: int,
+) -> View:  # fmt: skip
+    how: dict[str, Any] = {"seed": 3, "epoch": 0, "present": np.array(present), **asked}
+    return draw(augment, np.arange(n), np.tile(size, (n, 1)), (crop, crop), **how)
 
 
 def _arrays(view: View) -> dict[str, npt.NDArray[Any]]:
@@ -102,10 +105,10 @@ def test_without_a_random_place_the_crop_is_at_the_centre() -> None:
 
 def test_the_view_of_a_sample_does_not_depend_on_the_batch_it_is_in() -> None:
     shapes = np.random.default_rng(0).integers(16, 90, (100, 2))
-    whole = _arrays(draw(ALL, np.arange(100), shapes, (16, 16), seed=9, epoch=4, channels=3))
+    whole = _arrays(draw(ALL, np.arange(100), shapes, (16, 16), seed=9, epoch=4, present=np.ones(3, bool)))
     assert len(whole) == 12
     for ids in (np.array([70]), np.array([99, 3, 3, 50]), np.arange(100)[::-1]):
-        part = _arrays(draw(ALL, ids, shapes[ids], (16, 16), seed=9, epoch=4, channels=3))
+        part = _arrays(draw(ALL, ids, shapes[ids], (16, 16), seed=9, epoch=4, present=np.ones(3, bool)))
         for name, values in whole.items():
             np.testing.assert_array_equal(part[name], values[ids], err_msg=name)
 
@@ -133,7 +136,7 @@ def test_crops_and_symmetries_stay_what_they_were_in_every_version() -> None:
 
 def test_all_that_is_drawn_stays_what_it_was_in_every_version() -> None:
     ids = np.array([0, 1, 12345678901])
-    view = draw(ALL, ids, np.tile((1080, 1280), (3, 1)), (224, 224), seed=17, epoch=3, view=1, channels=2)
+    view = draw(ALL, ids, np.tile((1080, 1280), (3, 1)), (224, 224), seed=17, epoch=3, view=1, present=np.ones(2, bool))
     expected = {
         "top": [634, 363, 737], "left": [566, 71, 492],
         "swap": [1, 0, 1], "flip_y": [0, 0, 1], "flip_x": [1, 0, 0],
@@ -182,7 +185,7 @@ def test_switching_one_thing_off_changes_no_other(off: dict[str, Any], names: li
 
 def test_a_channel_is_treated_alike_however_many_stand_beside_it() -> None:
     augment = replace(ALL, drop_channel=0)
-    few, many = _draw(augment, channels=2), _draw(augment, channels=5)
+    few, many = _draw(augment, present=[True] * 2), _draw(augment, present=[True] * 5)
     assert few.gain is not None
     assert many.gain is not None
     np.testing.assert_array_equal(few.gain, many.gain[:, :2])
@@ -219,7 +222,7 @@ def test_a_matrix_turns_and_scales_without_shear() -> None:
 
 @pytest.mark.parametrize(("drop", "channels"), [(0.2, 4), (0.9, 3), (1.0, 3), (0.5, 1)])
 def test_channels_are_dropped_as_often_as_asked_and_never_all_of_a_sample(drop: float, channels: int) -> None:
-    view = _draw(Augment(drop_channel=drop), channels=channels)
+    view = _draw(Augment(drop_channel=drop), present=[True] * channels)
     assert view.gain is not None
     assert view.offset is not None
     assert set(np.unique(view.gain)) <= {0, 1}
@@ -227,6 +230,20 @@ def test_channels_are_dropped_as_often_as_asked_and_never_all_of_a_sample(drop: 
     assert view.gain.any(axis=1).all()
     rescued = drop**channels / channels  # a share of the samples would have lost all, and keeps one channel of these
     assert np.abs((view.gain == 0).mean(axis=0) - (drop - rescued)).max() < 2.5 / np.sqrt(N)
+
+
+@pytest.mark.parametrize("drop", [0, 0.2, 1.0])
+def test_nothing_is_done_to_an_absent_channel_and_of_those_that_are_there_one_is_kept(drop: float) -> None:
+    augment = replace(ALL, drop_channel=drop)
+    view = _arrays(_draw(augment, present=[False, True, True, False]))
+    whole = _arrays(_draw(replace(ALL, drop_channel=0), present=[True] * 4))
+    for name in ("gain", "offset", "std"):
+        assert not view[name][:, [0, 3]].any()
+        kept = view[name] != 0
+        np.testing.assert_array_equal(view[name][kept], whole[name][kept])
+        assert kept.sum(axis=1).min() == (1 if drop else 2)
+    share = {0: 1, 0.2: 0.8 + 0.2**2 / 2, 1.0: 0.5}[drop]
+    assert np.abs((view["gain"][:, 1:3] != 0).mean(axis=0) - share).max() < 2.5 / np.sqrt(N)
 
 
 def test_a_dropped_channel_has_neither_offset_nor_noise() -> None:

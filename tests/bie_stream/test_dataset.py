@@ -1,5 +1,6 @@
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -40,10 +41,34 @@ def test_channels_are_taken_by_name_in_the_order_asked(plate_dataset: Path) -> N
     assert some.statistics == (every.statistics[2], every.statistics[0])
 
 
+def test_a_channel_that_is_absent_is_all_0_and_has_no_statistics(plate_dataset: Path) -> None:
+    every = bie_stream.open(plate_dataset)
+    some = bie_stream.open(plate_dataset, channels=["ER", "Actin", "Mito", "DNA"], absent_ok=True)
+    assert some.channels == ("ER", "Actin", "Mito", "DNA")
+    assert some.channel_indices == (-1, 2, -1, 0)
+    assert some.present == (False, True, False, True)
+    assert some.statistics == (None, every.statistics[2], None, every.statistics[0])
+    for plate, of in every.plates.items():
+        assert some.plates[plate] == (None, of[2], None, of[0])
+    for dataset, sample in [(some, 3), (some.select(np.arange(10) == 3), 0)]:
+        assert dataset[sample].dtype == every[3].dtype
+        np.testing.assert_array_equal(dataset[sample][[1, 3]], every[3][[2, 0]])
+        assert not dataset[sample][[0, 2]].any()
+        assert dataset.present == (False, True, False, True)
+
+
+def test_absent_channels_change_nothing_where_all_are_there(plate_dataset: Path) -> None:
+    plain, asked = (bie_stream.open(plate_dataset, channels=["Actin", "DNA"], absent_ok=ok) for ok in (False, True))
+    assert asked.present == plain.present == (True, True)
+    assert asked.statistics == plain.statistics
+    np.testing.assert_array_equal(asked[3], plain[3])
+
+
 def test_statistics_are_those_of_all_pixels(plate_dataset: Path) -> None:
     plates = bie_stream.open(plate_dataset)
     pixels = np.stack([plates[i] for i in range(len(plates))]).astype(np.float64)
     for c, statistics in enumerate(plates.statistics):
+        assert statistics is not None
         assert statistics.mean == pytest.approx(pixels[:, c].mean(), rel=1e-9)
         assert statistics.std == pytest.approx(pixels[:, c].std(), rel=1e-9)
         assert (statistics.minimum, statistics.maximum) == (pixels[:, c].min(), pixels[:, c].max())
@@ -92,13 +117,19 @@ def test_a_dataset_is_indexed_like_a_sequence(plate_dataset: Path) -> None:
     [
         ({"channels": ["DNA", "Protien"]}, "no channel 'Protien'; did you mean 'Protein'"),
         ({"channels": ["GFP"]}, "no channel 'GFP'; known: DNA, Protein, Actin"),
+        ({"channels": ["GFP", "ER"], "absent_ok": True}, "no channel 'GFP'; known: DNA, Protein, Actin"),
+        (
+            {"channels": ["DNA", "actin "], "absent_ok": True},
+            "no channel 'actin ' but 'Actin'; ask for it by that name",
+        ),
+        ({"channels": ["DNA", "ER", "ER"], "absent_ok": True}, "each channel once"),
         ({"channels": ["DNA", "DNA"]}, "each channel once"),
         ({"channels": []}, "at least one"),
         ({"split": "trian"}, "no split 'trian'; did you mean 'train'"),
     ],
 )
 def test_a_wrong_name_is_answered_in_one_line_with_the_nearest(
-    plate_dataset: Path, asked: dict[str, list[str]], message: str
+    plate_dataset: Path, asked: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DatasetError, match=message.replace("?", r"\?")) as caught:
         bie_stream.open(plate_dataset, **asked)

@@ -19,7 +19,7 @@ def _images(count: int = 6, channels: int = 3, size: tuple[int, int] = (40, 33))
 
 
 def _view(augment: Augment, ids: npt.NDArray[np.int64], channels: int = 3) -> View:
-    return draw(augment, ids, np.full((len(ids), 2), 40), (40, 33), seed=5, epoch=2, channels=channels)
+    return draw(augment, ids, np.full((len(ids), 2), 40), (40, 33), seed=5, epoch=2, present=np.ones(channels, bool))
 
 
 def _floats(*values: float) -> Floats:

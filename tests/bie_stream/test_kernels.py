@@ -91,6 +91,20 @@ def test_bfloat16_is_rounded_as_torch_rounds(dtype: str, crop: tuple[int, int], 
     assert torch.equal(torch.from_numpy(got).view(torch.bfloat16), torch.from_numpy(expected).to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("out_dtype", ["float32", "uint16"])
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize(("crop", "beyond"), [((32, 32), 0), (CROP, 1)])
+def test_a_channel_that_is_absent_is_written_as_zeros_and_those_beside_it_as_ever(
+    out_dtype: str, per_image: bool, crop: tuple[int, int], beyond: int
+) -> None:
+    samples = _samples("uint16", [(3, 40, 40)] * 8)
+    for channels, absent in [([-1, 2], 0), ([2, -1], 1)]:
+        got, _ = _both(samples, channels, per_image, out_dtype, crop, beyond)
+        expected, _ = _both(samples, [2, 2], per_image, out_dtype, crop, beyond)
+        assert not got[:, absent].any()
+        np.testing.assert_array_equal(got[:, 1 - absent], expected[:, 1 - absent])
+
+
 def test_bfloat16_keeps_what_is_not_finite() -> None:
     sample = np.array([[[np.nan, np.inf, -np.inf, 3.4e38, 1e-40, -0.0]]], np.float32)
     got = np.zeros((1, 1, 1, 6), np.uint16)

@@ -26,7 +26,9 @@ def _uniform(counter: npt.NDArray[np.int64], quarter: int) -> npt.NDArray[np.flo
 
 def _of(ids: npt.NDArray[np.int64], *, seed: int = 3, epoch: int = 0, view: int = 0, channels: int = 2) -> Noise:
     shapes = np.full((len(ids), 2), 64)
-    drawn = draw(Augment(noise=1), ids, shapes, (64, 64), seed=seed, epoch=epoch, view=view, channels=channels)
+    drawn = draw(
+        Augment(noise=1), ids, shapes, (64, 64), seed=seed, epoch=epoch, view=view, present=np.ones(channels, bool)
+    )
     assert drawn.noise is not None
     return Noise(np.ones_like(drawn.noise.std), drawn.noise.counter, drawn.noise.key)
 

@@ -64,6 +64,15 @@ def test_a_constant_channel_is_refused_by_name(kind: Normalise) -> None:
     assert not normalisation("none", ("DNA", "Empty"), (STATISTICS[0], flat)).shift.any()
 
 
+@pytest.mark.parametrize("kind", ["none", "dataset", "image"])
+def test_an_absent_channel_stays_0_and_is_no_constant_one(kind: Normalise) -> None:
+    pixels = np.stack([_pixels()[0], np.zeros((32, 48), np.uint16)])
+    out = np.empty(pixels.shape, np.float32)
+    apply(pixels, normalisation(kind, ("DNA", "ER"), (STATISTICS[0], None)), out)
+    np.testing.assert_array_equal(out[0], _normalised(kind, _pixels())[0])
+    assert not out[1].any()
+
+
 def test_by_plate_each_plate_has_its_own_numbers() -> None:
     of = {
         name: tuple(PlateStatistics(mean=mean, std=std) for mean, std in numbers)
