@@ -22,6 +22,7 @@ __all__ = [
     "Dataset",
     "DatasetError",
     "DatasetNotFound",
+    "Encoder",
     "Loader",
     "SampleError",
     "SourceError",
@@ -30,9 +31,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # The loader brings in torch; who only opens or builds shards need not wait for it.
+    # These bring in torch; who only opens or builds shards need not wait for it.
     if name in ("Loader", "Batch"):
         from bie_stream import loader
 
         return getattr(loader, name)
+    if name == "Encoder":
+        from bie_stream.encoder import Encoder
+
+        return Encoder
     raise AttributeError(f"module 'bie_stream' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`python -m train embed | evaluate`."""
+"""`python -m train embed | evaluate | export`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -51,6 +51,22 @@ def evaluate(
         print(evaluate(embeddings, out, Question(label, group, folds, _bins(bins)), run, data))
         for name in ("report.md", "metrics.json", "umap.png", "reconstruction.png"):
             typer.echo(out / name)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Option(help="Run directory of `train.py`.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write; an older export is replaced.", show_default=False)],
+    licence: Annotated[
+        str | None, typer.Option(help="SPDX identifier of the weights' licence, yours to choose: CC-BY-4.0.")
+    ] = None,
+) -> None:
+    """The encoder as files for others: safetensors, PyTorch, ONNX, bioimage.io, a model card."""
+    from train.export import export_run
+
+    with one_line_errors():
+        info = export_run(run, out, licence)
+        typer.echo(f"{out}: encoder of {info.title}, {info.features} features; next: see {out / 'README.md'}")
 
 
 def _bins(text: str) -> tuple[tuple[float, float], ...]:

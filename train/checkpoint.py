@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
 from bie_stream.atomic import PARTIAL, atomic_file, atomic_folder
+from bie_stream.codecs import Dtype
 from bie_stream.dataset import Dataset
 from bie_stream.errors import ConfigError
 from bie_stream.shards import ChannelStatistics
@@ -36,7 +37,12 @@ _MAY_CHANGE = {
 
 
 class RunInfo(BaseModel):
-    """What `run.json` holds: what a model needs to be told beside its weights."""
+    """What `run.json` holds: what a model needs to be told beside its weights, and what its data were.
+
+    Attributes:
+        source, licence, citation, dtype, pixel_size_um: of the dataset, as its manifest has them; None where it does
+            not say, or the run is of a version that did not keep them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,13 +51,19 @@ class RunInfo(BaseModel):
     dataset: str
     study: str
     plan_sha256: str
+    source: str | None = None
+    licence: str | None = None
+    citation: str | None = None
+    dtype: Dtype | None = None
+    pixel_size_um: float | None = None
 
     @classmethod
     def of(cls, dataset: Dataset) -> "RunInfo":
         manifest = dataset.manifest
         return cls(
             channels=dataset.channels, statistics=dataset.statistics, dataset=str(dataset.folder),
-            study=manifest.study, plan_sha256=manifest.plan_sha256,
+            study=manifest.study, plan_sha256=manifest.plan_sha256, source=manifest.source, licence=manifest.licence,
+            citation=manifest.citation, dtype=manifest.dtype, pixel_size_um=manifest.pixel_size_um,
         )  # fmt: skip
 
 

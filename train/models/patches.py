@@ -8,6 +8,8 @@ from torch import Tensor
 
 from train.models.model import own_part
 
+Size = int | torch.SymInt
+
 
 def cut(images: Tensor, side: int) -> Tensor:
     """[B, C, Y, X] → [B, C, L, p, p], L = (Y / p) · (X / p) patches row by row."""
@@ -23,16 +25,25 @@ def joined(patches: Tensor, height: int, width: int) -> Tensor:
     return grid.transpose(3, 4).reshape(batch, channels, height, width)
 
 
-@functools.lru_cache(maxsize=16)
-def positions(rows: int, columns: int, width: int) -> Tensor:
+def positions(rows: Size, columns: Size, width: int) -> Tensor:
     """[rows · columns, width] sines and cosines of where each patch stands: half for y, half for x.
 
     Source: Vaswani et al. 2017, section 3.5, in two dimensions as He et al. 2022 have it. `width` is a multiple of 4.
+    Computed once for each grid; in a graph that is traced for any size, in the graph.
     """
+    if isinstance(rows, int) and isinstance(columns, int):
+        return _known_positions(rows, columns, width)
+    return _positions(rows, columns, width)
+
+
+def _positions(rows: Size, columns: Size, width: int) -> Tensor:
     frequency = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = [place.flatten()[:, None] * frequency for place in (y, x)]
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
+
+
+_known_positions = functools.lru_cache(maxsize=16)(_positions)
 
 
 @dataclass(frozen=True)
