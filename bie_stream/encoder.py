@@ -169,10 +169,14 @@ class Encoder:
         known = dict(zip(self.channels, self.info.statistics, strict=True))
         own = zip(dataset.channels, dataset.statistics, strict=True)
         statistics = tuple(known.get(name, found) for name, found in own)
+        there = tuple(each for each in statistics if each is not None)  # all are: `_require_channels`
         normalisation(self.info.normalise, dataset.channels, statistics)  # refuses what is constant
-        return np.array([(each.mean, each.std) for each in statistics], np.float32)
+        return np.array([(each.mean, each.std) for each in there], np.float32)
 
     def _require_channels(self, dataset: Dataset) -> None:
+        if not all(dataset.present):
+            absent = dataset.channels[dataset.present.index(False)]
+            raise DatasetError(f"{dataset.folder} has no channel {absent!r}: open it with channels that it has")
         if self.info.any_channels or dataset.channels == self.channels:
             return
         known = [channel.name for channel in dataset.manifest.channels]

@@ -13,9 +13,11 @@ processes that wrote it.
 
 import json
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -29,6 +31,8 @@ from bie_stream.shards import ChannelStatistics
 from train.config import Config, load_config
 from train.models import Model, build
 
+T = TypeVar("T")
+
 _KEEP = 2
 # What may differ when a run goes on: where things lie and how fast they come, never what is computed.
 _MAY_CHANGE = {
@@ -40,15 +44,19 @@ class RunInfo(BaseModel):
     """What `run.json` holds: what a model needs to be told beside its weights, and what its data were.
 
     Attributes:
-        source, licence, citation, dtype, pixel_size_um: of the dataset, as its manifest has them; None where it does
-            not say, or the run is of a version that did not keep them.
+        datasets: their folders.
+        statistics: of each channel over the dataset; of several over the first that has it.
+        plan_sha256: of the dataset's plan; of several the hash of theirs.
+        study, source, licence, citation: as the manifest has them, of several datasets joined by " + "; None where it
+            does not say.
+        dtype, pixel_size_um: likewise; None where several differ.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     channels: tuple[str, ...]
-    statistics: tuple[ChannelStatistics | None, ...]
-    dataset: str
+    statistics: tuple[ChannelStatistics, ...]
+    datasets: tuple[str, ...]
     study: str
     plan_sha256: str
     source: str | None = None
@@ -58,13 +66,30 @@ class RunInfo(BaseModel):
     pixel_size_um: float | None = None
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "RunInfo":
-        manifest = dataset.manifest
+    def of(cls, datasets: Sequence[Dataset]) -> "RunInfo":
+        manifests = [dataset.manifest for dataset in datasets]
+        plans = [manifest.plan_sha256 for manifest in manifests]
+        of_channels = zip(*(dataset.statistics for dataset in datasets), strict=True)
         return cls(
-            channels=dataset.channels, statistics=dataset.statistics, dataset=str(dataset.folder),
-            study=manifest.study, plan_sha256=manifest.plan_sha256, source=manifest.source, licence=manifest.licence,
-            citation=manifest.citation, dtype=manifest.dtype, pixel_size_um=manifest.pixel_size_um,
-        )  # fmt: skip
+            channels=datasets[0].channels,
+            statistics=tuple(next(own for own in of_channel if own is not None) for of_channel in of_channels),
+            datasets=tuple(str(dataset.folder) for dataset in datasets),
+            plan_sha256=plans[0] if len(plans) == 1 else sha256(" ".join(plans).encode()).hexdigest(),
+            study=_joined(manifest.study for manifest in manifests) or "",
+            source=_joined(manifest.source for manifest in manifests),
+            licence=_joined(manifest.licence for manifest in manifests),
+            citation=_joined(manifest.citation for manifest in manifests),
+            dtype=_common([manifest.dtype for manifest in manifests]),
+            pixel_size_um=_common([manifest.pixel_size_um for manifest in manifests]),
+        )
+
+
+def _joined(texts: Iterable[str | None]) -> str | None:
+    return " + ".join(dict.fromkeys(text for text in texts if text)) or None
+
+
+def _common(values: Sequence[T]) -> T | None:
+    return values[0] if len(set(values)) == 1 else None
 
 
 @dataclass(frozen=True)

@@ -88,15 +88,18 @@ class DataConfig(Section):
     """What is read, see `bie_stream.open` and `bie_stream.Loader`.
 
     Attributes:
-        path: folder of the dataset.
+        path: folder or URL of the dataset, or a list of several, which stand in the same batches. Each is normalised
+            by its own statistics. Models with channels `agnostic` take those of unlike channels.
+        weights: of several datasets, how often each has its turn; None for their numbers of samples.
         split: None for all samples.
-        channels: names, in order; None for all.
+        channels: names, in order; None for all, of several datasets in the order in which they first come.
         batch_size: samples in one global batch, over all processes.
         views: images of each sample in a batch, each with a crop and augmentation of its own.
         crop: side of the square images in pixels; None for whole samples.
     """
 
-    path: Path
+    path: str | tuple[str, ...]
+    weights: tuple[float, ...] | None = None
     split: str | None = "train"
     channels: tuple[str, ...] | None = None
     batch_size: int = Field(default=32, ge=1)
@@ -109,13 +112,26 @@ class DataConfig(Section):
     prefetch_batches: int = Field(default=2, ge=1)
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    @model_validator(mode="after")
+    def _one_weight_for_each(self) -> "DataConfig":
+        if not self.paths:
+            raise ValueError("path should name a dataset")
+        if self.weights is not None and len(self.weights) != len(self.paths):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.paths)} datasets: give each one")
+        return self
+
 
 class ContrastConfig(Section):
     """Embeddings of one group near each other and far from others, see `train.losses.contrast`.
 
     Attributes:
         of: `channels`, those of one image, which must be expanded; `replicates`, images that have the same label.
-        label: that replicates share, a column of the sample table: `well`, `compound`.
+        label: that replicates share, a column of the sample table: `compound`; `well` is the well on its plate. With
+            `data.views` the views of a sample are replicates, too.
     """
 
     of: Literal["channels", "replicates"]
@@ -410,11 +426,17 @@ AnyModelConfig = Annotated[LatentConfig | MAEConfig, Field(discriminator="kind")
 
 
 class OptimiserConfig(Section):
-    """A timm optimiser by name."""
+    """A timm optimiser by name.
+
+    Attributes:
+        betas: of the moving averages of the gradient and of its square; None for those of the optimiser. Masked
+            autoencoders are trained with 0.9, 0.95 (He et al. 2022).
+    """
 
     name: str = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] | None = None
 
 
 class ScheduleConfig(Section):
@@ -487,6 +509,9 @@ class Config(Section):
         known = timm.optim.list_optimizers()
         if optimiser.name not in known:
             raise ValueError(f"timm has no optimiser {optimiser.name!r}; {nearest(optimiser.name, known)}")
+        info = timm.optim.get_optimizer_info(optimiser.name)
+        if optimiser.betas is not None and not (info.has_betas and info.num_betas == len(optimiser.betas)):
+            raise ValueError(f"{optimiser.name} has no two betas: leave optimiser.betas out")
         return optimiser
 
     @model_validator(mode="after")

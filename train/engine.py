@@ -77,8 +77,9 @@ class Engine:
         self.config, self.world, self.model = config, world, model.to(world.device)
         asked = config.training.precision
         self.precision = ("bf16" if bf16_is_faster(world.device) else "fp32") if asked == "auto" else asked
+        given = config.optimiser
         optimiser = timm.optim.create_optimizer_v2(
-            model, config.optimiser.name, lr=config.optimiser.lr, weight_decay=config.optimiser.weight_decay
+            model, given.name, lr=given.lr, weight_decay=given.weight_decay, betas=given.betas
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of DeepSpeed about its own calls into torch

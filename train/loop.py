@@ -1,5 +1,7 @@
 """The training loop."""
 
+from itertools import chain
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,7 +25,9 @@ def train(config: Config, engine: Engine, loader: Loader) -> int:
 
     while step < steps:
         for batch in loader:
-            output = engine.step(step, batch.images, None if groups is None else groups[batch.ids])
+            of = None if groups is None else groups[batch.dataset, batch.ids]
+            present = None if batch.present.all() else batch.present
+            output = engine.step(step, batch.images, of, present)
             step += 1
             monitor.observe(output)
 
@@ -45,19 +49,26 @@ def train(config: Config, engine: Engine, loader: Loader) -> int:
 
 
 def _groups(config: Config, loader: Loader) -> Tensor | None:
-    """[N] int64: of each sample, the number of what it is a replicate of; None where nothing is made of that."""
-    contrast = getattr(config.model, "contrast", None)
+    """[D, N] int64: the number of what a sample of a dataset is a replicate of; None where nothing is made of that."""
+    contrast = config.model.contrast
     if contrast is None or contrast.label is None:
         return None
-    table = loader.dataset.table
-    if contrast.label not in table.column_names:
-        raise ConfigError(
-            f"model.contrast.label {contrast.label!r} is no column of {loader.dataset.folder}; "
-            f"{nearest(contrast.label, table.column_names)}"
-        )
-    found = table[contrast.label].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
-    alone = -1 - np.arange(len(found))  # who has no label is nobody's replicate
-    return torch.from_numpy(np.where(found < 0, alone, found))
+    columns = []
+    for dataset in loader.datasets:
+        if contrast.label not in (names := dataset.table.column_names):
+            raise ConfigError(
+                f"model.contrast.label {contrast.label!r} is no column of {dataset.folder}; "
+                f"{nearest(contrast.label, names)}"
+            )
+        own = (f"{dataset.folder}/{plate}/" for plate in dataset.table["plate"].to_pylist())  # a well is one of a plate
+        values = dataset.table[contrast.label].to_pylist()
+        columns.append([value if contrast.label != "well" else at + value for at, value in zip(own, values)])
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(chain.from_iterable(columns)))}
+    groups = np.full((len(columns), max(map(len, columns))), -1)
+    for row, labels in zip(groups, columns, strict=True):
+        row[: len(labels)] = [-1 if label is None else numbers[label] for label in labels]
+    alone = -1 - np.arange(groups.size).reshape(groups.shape)  # who has no label is nobody's replicate
+    return torch.from_numpy(np.where(groups < 0, alone, groups))
 
 
 def _resume(config: Config, engine: Engine, loader: Loader) -> int:

@@ -35,44 +35,50 @@ def main(
     rank = int(os.environ.get("RANK", local_rank))
     with one_line_errors(quiet=rank != 0):  # what is wrong here is wrong on every rank: one of them says it
         settings = load_config(config, set_)
-        dataset = _open(settings)
+        datasets = _open(settings)
         if check:
-            build(settings.model, len(dataset.channels))
+            build(settings.model, len(datasets[0].channels))
             typer.echo(settings.yaml(), nl=False)
             return
     with one_line_errors():
-        _train(settings, dataset)
+        _train(settings, datasets)
 
 
-def _open(config: Config) -> Dataset:
-    dataset = bie_stream.open(config.data.path, split=config.data.split, channels=config.data.channels)
-    side = [config.data.crop] if config.data.crop else dataset.shapes.flatten().tolist()
-    if any(pixels % config.model.stride for pixels in side):
-        raise ConfigError(
-            f"samples of {dataset.shapes[0][0]} x {dataset.shapes[0][1]} pixels are no multiple of model.stride "
-            f"{config.model.stride}; set data.crop to one that is"
-        )
-    return dataset
+def _open(config: Config) -> list[Dataset]:
+    data = config.data
+    datasets = [bie_stream.open(path, split=data.split) for path in data.paths]
+    every = data.channels or tuple(dict.fromkeys(name for dataset in datasets for name in dataset.channels))
+    mixed = len(datasets) > 1 and config.model.kind_of_channels == "agnostic"
+    datasets = [bie_stream.open(path, split=data.split, channels=every, absent_ok=mixed) for path in data.paths]
+    for dataset in datasets:
+        side = [data.crop] if data.crop else dataset.shapes.flatten().tolist()
+        if any(pixels % config.model.stride for pixels in side):
+            raise ConfigError(
+                f"samples of {dataset.shapes[0][0]} x {dataset.shapes[0][1]} pixels are no multiple of model.stride "
+                f"{config.model.stride}; set data.crop to one that is"
+            )
+    return datasets
 
 
-def _train(config: Config, dataset: Dataset) -> None:
+def _train(config: Config, datasets: list[Dataset]) -> None:
     from train import engine  # here, because DeepSpeed takes seconds to import and --check does not need it
     from train.loop import train
 
     world = engine.start()
     try:
         torch.manual_seed(config.training.seed)
-        model = build(config.model, len(dataset.channels), fresh=False)
-        loader = _loader(config, dataset, world.rank, world.size, world.device)
+        model = build(config.model, len(datasets[0].channels), fresh=False)
+        loader = _loader(config, datasets, world.rank, world.size, world.device)
         config = config.in_steps(loader.steps_per_epoch)
         if world.rank == 0:
-            checkpoint.prepare(config, checkpoint.RunInfo.of(dataset))
+            checkpoint.prepare(config, checkpoint.RunInfo.of(datasets))
         running = engine.Engine(config, model, world)
         if world.rank == 0:
             weights = sum(parameter.numel() for parameter in model.parameters())
             print(
                 f"{config.model.title}, {weights / 1e6:.1f} M weights | "
-                f"{len(dataset)} samples, {loader.steps_per_epoch} steps an epoch, images {loader.image_shape} | "
+                f"{sum(map(len, datasets))} samples, {loader.steps_per_epoch} steps an epoch, "
+                f"images {loader.image_shape} | "
                 f"{world.size} x {world.device.type}, {running.precision}, data by {loader.backend}",
                 flush=True,
             )
@@ -84,10 +90,10 @@ def _train(config: Config, dataset: Dataset) -> None:
         engine.stop()
 
 
-def _loader(config: Config, dataset: Dataset, rank: int, world_size: int, device: torch.device) -> Loader:
+def _loader(config: Config, datasets: list[Dataset], rank: int, world_size: int, device: torch.device) -> Loader:
     data = config.data
     return Loader(
-        dataset, data.batch_size, crop=data.crop, views=data.views, normalise=data.normalise,
+        datasets, data.batch_size, weights=data.weights, crop=data.crop, views=data.views, normalise=data.normalise,
         augment=Augment(**data.augment.model_dump()),
         seed=config.training.seed, rank=rank, world_size=world_size, device=device, dtype=torch.float32,
         backend=data.backend, threads=data.threads, prefetch_batches=data.prefetch_batches,

@@ -17,7 +17,7 @@ from train.run import main
 
 # What has no part in what is learned, and the test that shows what it is for.
 ELSEWHERE = {
-    "run_dir": "test_run", "data.path": "test_run", "data.backend": "bie_stream/test_loader",
+    "run_dir": "test_run", "data.path": "test_run", "data.weights": "test_run", "data.backend": "bie_stream/test_loader",
     "data.threads": "bie_stream/test_loader", "data.prefetch_batches": "bie_stream/test_loader",
     "data.max_bad_fraction": "bie_stream/test_faults", "training.log_every": "test_run",
     "training.image_every": "test_run", "training.checkpoint_every": "test_run",
@@ -31,6 +31,7 @@ OF_ALL: dict[str, Any] = {
     "data.augment.gain": 0.3, "data.augment.offset": 0.3, "data.augment.drop_channel": 0.5, "data.augment.noise": 0.2,
     "data.augment.blur_px": 2.0, "data.augment.defocus_px": 2.0,
     "optimiser.name": "lamb", "optimiser.lr": 2e-3, "optimiser.weight_decay": 0.1,
+    "optimiser.betas": [0.5, 0.9],
     "schedule.name": "poly", "schedule.warmup_steps": 2, "schedule.cooldown_steps": 2, "schedule.warmup_lr": 1e-4,
     "schedule.min_lr": 1e-4,
     "training.steps": 4, "training.seed": 1, "training.precision": "bf16", "training.clip_grad_norm": 0.01,

@@ -1,5 +1,6 @@
 """`train.py` as a user runs it: processes, resume, errors, then embedding and evaluation of what it wrote."""
 
+import itertools
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from command_line import CPU, ROOT, command, write_config
+
+from train.evaluate.embed import read_embeddings
 
 
 def losses(run: Path) -> list[dict[str, float]]:
@@ -92,6 +95,60 @@ def test_replicates_and_channels_are_brought_together_and_a_wrong_label_is_told(
     wrong = command("train.py", "--config", config, "--set", "model.contrast={of: replicates, label: phenotpye}")
     assert wrong.returncode == 1
     assert "did you mean 'phenotype'" in wrong.stderr
+
+
+def test_datasets_of_unlike_channels_train_one_model_and_each_is_embedded(
+    tiny: Path, two_channels: Path, tmp_path: Path
+) -> None:
+    two = two_channels
+    config = write_config(tmp_path / "c.yaml", tiny, tmp_path / "run", kind="mae", steps=20)
+    many = ["--set", f"data.path=[{two}, {tiny}]", "--set", "data.weights=[1, 3]", "--set", "model.channels=agnostic"]
+    done = command("train.py", "--config", config, *many, "--set", "data.batch_size=8")
+    assert done.returncode == 0, done.stderr
+    assert "40 samples" in done.stdout
+    found = [x["loss"] for x in losses(tmp_path / "run")]
+    assert np.mean(found[-4:]) < 0.95 * np.mean(found[:4])
+    tables = {}
+    for name, data, more in (
+        ("two", two, ["--channels", "DNA,Protein"]),
+        ("same", tiny, ["--channels", "Protein,DNA"]),
+    ):
+        out = tmp_path / f"{name}.parquet"
+        done = command("-m", "train", "embed", "--run", tmp_path / "run", "--data", data, "--out", out, *more)
+        assert done.returncode == 0, done.stderr
+        tables[name] = read_embeddings(out)[1]
+    # The same pixels of two channels, in another order and among others on disk: the same embedding.
+    np.testing.assert_allclose(tables["two"], tables["same"], rtol=1e-3, atol=1e-4)
+    strict = command("train.py", "--config", config, "--set", f"data.path=[{tiny}, {two}]")
+    assert strict.returncode == 1
+    assert "has no channel 'Actin'" in strict.stderr
+
+
+def test_layer_and_pooling_are_chosen_and_a_wrong_layer_is_told(run: Path, tiny: Path, tmp_path: Path) -> None:
+    embed = ["-m", "train", "embed", "--run", run, "--data", tiny, "--out", tmp_path / "e.parquet"]
+    done = command(*embed, "--layer", "2", "--pooling", "mean+std")
+    assert done.returncode == 0, done.stderr
+    names = pq.read_table(tmp_path / "e.parquet").column_names
+    assert len([name for name in names if name.startswith("feature_")]) == 2 * 64
+    wrong = command(*embed, "--layer", "9")
+    assert wrong.returncode == 1
+    assert "layer 9: the vqvae of resnet18 has layers 1 to 3" in wrong.stderr
+    wrong = command(*embed, "--channels", "DNA")
+    assert wrong.returncode == 1
+    assert "the run's model takes DNA" in wrong.stderr
+
+
+def test_a_run_of_epochs_has_their_steps(tiny: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny, tmp_path / "run", kind="ae", steps="3 epochs")
+    more = ["--set", "schedule.warmup_steps=1 epoch", "--set", "schedule.cooldown_steps=1 epoch"]
+    done = command("train.py", "--config", config, *more)
+    assert done.returncode == 0, done.stderr
+    rates = [x["lr"] for x in losses(tmp_path / "run")]
+    assert len(rates) == 3 * 5
+    assert rates[0] == pytest.approx(1e-5)
+    assert rates[5] == pytest.approx(1e-3)
+    assert rates[10:] == pytest.approx([1e-5] * 5)
+    assert all(one > other for one, other in itertools.pairwise(rates[5:11]))
 
 
 def test_tensorboard_holds_losses_speed_perplexity_and_pictures(run: Path) -> None:

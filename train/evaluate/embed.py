@@ -106,9 +106,10 @@ def evaluation_loader(dataset: Dataset, config: Config, info: RunInfo, batch_siz
 
 
 def _normalisation(dataset: Dataset, config: Config, info: RunInfo) -> Normalise | Normalisation:
-    """By the numbers of the run; by the dataset's own of its plates, or of channels that the run did not know."""
+    """By the numbers of the run; by the dataset's own of its plates, of channels that the run did not know, and for a
+    run on several datasets, each of which had its own."""
     kind, known = config.data.normalise, dict(zip(info.channels, info.statistics, strict=True))
-    if kind == "plate":
+    if kind == "plate" or len(info.datasets) > 1:
         return kind
     pairs = zip(dataset.channels, dataset.statistics, strict=True)
     return normalisation(kind, dataset.channels, tuple(known.get(name, own) for name, own in pairs))

@@ -40,11 +40,16 @@ def export_run(run_dir: Path, out: Path, weights_licence: str | None = None) -> 
         weights_licence: SPDX identifier.
 
     Raises:
-        ConfigError: there is no such run, or its model cannot be exported.
+        ConfigError: there is no such run, or it cannot be exported.
     """
     model, config, run = load_model(run_dir)
     if out.exists() and not (out / CONFIG).is_file():
         raise ConfigError(f"{out} is there and is no exported encoder; choose another --out")
+    if len(run.datasets) > 1 and config.data.normalise == "dataset":
+        raise ConfigError(
+            "the run is on several datasets, each normalised by its own statistics (data.normalise dataset): an "
+            "encoder knows one set of them; train with image, plate or none to export"
+        )
     info = _info(model, config, run, steps(run_dir)[-1], weights_licence)
     with atomic_folder(out) as folder:
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
@@ -90,9 +95,9 @@ def _info(model: Model, config: Config, run: RunInfo, step: int, weights_licence
         code=bie_stream.__version__, title=config.model.title, channels=run.channels,
         any_channels=config.model.kind_of_channels != "stack",
         statistics=run.statistics, normalise=config.data.normalise, stride=stride, smallest=2 * stride,
-        layer=config.readout.layer, pooling=config.readout.pooling, features=features, dtype=run.dtype, pixel_size_um=run.pixel_size_um, study=run.study, source=run.source,
-        licence=run.licence, citation=run.citation, plan_sha256=run.plan_sha256, weights_licence=weights_licence,
-        step=step, trained=trained,
+        layer=config.readout.layer, pooling=config.readout.pooling, features=features, dtype=run.dtype,
+        pixel_size_um=run.pixel_size_um, study=run.study, source=run.source, licence=run.licence,
+        citation=run.citation, plan_sha256=run.plan_sha256, weights_licence=weights_licence, step=step, trained=trained,
     )  # fmt: skip
 
 

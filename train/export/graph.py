@@ -37,7 +37,7 @@ class FromPixels(nn.Module):
     def __init__(self, model: Model, info: EncoderInfo) -> None:
         super().__init__()
         self.model, self.takes_statistics = model, info.takes_statistics
-        self.readout = Readout(layer=info.layer, pooling=info.pooling)
+        self.readout = Readout.model_validate({"layer": info.layer, "pooling": info.pooling})
         self.in_graph, self.per_image = info.normalise != "plate", info.normalise == "image"
         kind = info.normalise if self.in_graph and not info.takes_statistics else "none"
         by = normalisation(kind, info.channels, info.statistics)
