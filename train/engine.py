@@ -78,8 +78,9 @@ class Engine:
         asked = config.training.precision
         self.precision = ("bf16" if bf16_is_faster(world.device) else "fp32") if asked == "auto" else asked
         given = config.optimiser
+        betas = {"betas": given.betas} if given.betas else {}
         optimiser = timm.optim.create_optimizer_v2(
-            model, given.name, lr=given.lr, weight_decay=given.weight_decay, betas=given.betas
+            model, given.name, lr=given.lr, weight_decay=given.weight_decay, **betas
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of DeepSpeed about its own calls into torch

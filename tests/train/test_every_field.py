@@ -17,7 +17,8 @@ from train.run import main
 
 # What has no part in what is learned, and the test that shows what it is for.
 ELSEWHERE = {
-    "run_dir": "test_run", "data.path": "test_run", "data.weights": "test_run", "data.backend": "bie_stream/test_loader",
+    "run_dir": "test_run", "data.path": "test_run", "data.weights": "test_run",
+    "data.backend": "bie_stream/test_loader",
     "data.threads": "bie_stream/test_loader", "data.prefetch_batches": "bie_stream/test_loader",
     "data.max_bad_fraction": "bie_stream/test_faults", "training.log_every": "test_run",
     "training.image_every": "test_run", "training.checkpoint_every": "test_run",
