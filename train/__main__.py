@@ -45,7 +45,8 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="Dataset, if it has moved.")] = None,
 ) -> None:
     """A label table beside its baselines, and pictures: DIR/report.md."""
-    from train.evaluate.report import Question, evaluate
+    from train.evaluate.question import Question
+    from train.evaluate.report import evaluate
 
     with one_line_errors():
         print(evaluate(embeddings, out, Question(label, group, folds, _bins(bins)), run, data))

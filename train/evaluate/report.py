@@ -5,46 +5,29 @@ standard deviation of each channel's intensity, and the same encoder with random
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 
 import bie_stream
 from bie_stream.atomic import atomic_folder
 from bie_stream.dataset import Dataset
-from bie_stream.errors import ConfigError, nearest
+from bie_stream.errors import ConfigError
 from train.checkpoint import load_model
 from train.config import Readout
 from train.evaluate.embed import evaluation_loader, features_of, read_embeddings
 from train.evaluate.figures import reconstruction_picture, umap_picture
-from train.evaluate.probe import Labels, Score, forest, majority, make_folds, permute_by_well, score
+from train.evaluate.probe import Score, forest, majority, permute_by_well, score
+from train.evaluate.question import Question, ask
 from train.models import build
 from train.monitor import side_by_side
 
 TRAINED, RANDOM, INTENSITY = "trained embedding", "random weights, same encoder", "intensity mean + std"
 PERMUTED, MAJORITY = "permuted labels", "majority class"
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked of the embeddings.
-
-    Attributes:
-        label: column of the sample table; rows without a value are left out, and counted.
-        group: column whose values are kept whole in folds; `well` is the well on its plate.
-        folds: how many; as many as groups, or more, leaves each group out once.
-        bins: for a numeric label: ranges (low, high), both ends included; rows outside are left out.
-    """
-
-    label: str
-    group: str = "well"
-    folds: int = 5
-    bins: tuple[tuple[float, float], ...] = ()
 
 
 def evaluate(embeddings: Path, out: Path, question: Question, run: Path | None = None, data: Path | None = None) -> str:
@@ -55,20 +38,15 @@ def evaluate(embeddings: Path, out: Path, question: Question, run: Path | None =
     """
     metadata, features, origin = read_embeddings(embeddings)
     run, data = run or Path(str(origin["run"])), data or Path(str(origin["data"]))
-    labels, numbers, order = _labels(metadata, question)
-    taken = labels != ""
-    wells = _strings(metadata, "plate") + np.array("/") + _strings(metadata, "well")
-    groups = wells if question.group == "well" else _strings(metadata, question.group)
-    labels, wells, groups, features = labels[taken], wells[taken], groups[taken], features[taken]
-    numbers = numbers[taken] if numbers is not None else None
-    folds = make_folds(labels, groups, question.folds)
+    asked = ask(metadata, question)
+    labels, folds, features = asked.labels, asked.folds, features[asked.taken]
 
     model, config, info = load_model(run)
     dataset = bie_stream.open(data, split=origin["split"], channels=origin["channels"])
     readout = Readout(**origin["readout"])
     if dataset.table["key"].to_pylist() != metadata["key"].to_pylist():
         raise ConfigError(f"{data} is not the dataset that {embeddings} was made from; embed it again")
-    dataset = dataset.select(taken)
+    dataset = dataset.select(asked.taken)
     torch.manual_seed(config.training.seed)
     untrained = build(config.model, len(info.channels)).eval()
 
@@ -78,10 +56,10 @@ def evaluate(embeddings: Path, out: Path, question: Question, run: Path | None =
         INTENSITY: forest(intensity(dataset), labels, folds),
         MAJORITY: majority(labels, folds),
     }
-    scores = {name: score(found, labels, wells, numbers, order) for name, found in probabilities.items()}
-    permuted = permute_by_well(labels, wells)
-    scores[PERMUTED] = score(forest(features, permuted, folds), permuted, wells)
-    tables = _tables(scores, question, folds.description, int(taken.sum()), len(taken))
+    scores = {name: asked.score(found) for name, found in probabilities.items()}
+    permuted = permute_by_well(labels, asked.wells)
+    scores[PERMUTED] = score(forest(features, permuted, folds), permuted, asked.wells)
+    tables = _tables(scores, question, folds.description, len(labels), len(metadata))
     with atomic_folder(out) as folder:
         umap_picture(features, labels, f"UMAP of the trained embedding, by {question.label}", folder / "umap.png")
         _reconstructions(dataset, model, config, info, folder / "reconstruction.png")
@@ -99,31 +77,6 @@ def intensity(dataset: Dataset) -> npt.NDArray[np.float32]:
         pixels = dataset[sample].astype(np.float64)
         rows.append(np.concatenate([pixels.mean(axis=(1, 2)), pixels.std(axis=(1, 2))]))
     return np.array(rows, dtype=np.float32)
-
-
-def _labels(metadata: pa.Table, question: Question) -> tuple[Labels, npt.NDArray[np.float64] | None, list[str] | None]:
-    """A class for each row ("" where it has none), and for binned labels the numbers and the classes in order."""
-    if not question.bins:
-        return _strings(metadata, question.label), None, None
-    column = _column(metadata, question.label)
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise ConfigError(f"label {question.label!r} is no number, so it cannot be cut into bins")
-    numbers = np.array([np.nan if value is None else float(value) for value in column.to_pylist()])
-    order = [f"{low:g}-{high:g}" for low, high in question.bins]
-    labels = np.full(len(numbers), "", dtype=f"<U{max(map(len, order))}")
-    for (low, high), name in zip(question.bins, order, strict=True):
-        labels[(numbers >= low) & (numbers <= high)] = name
-    return labels, numbers, order
-
-
-def _strings(metadata: pa.Table, name: str) -> Labels:
-    return np.array(["" if value is None else str(value) for value in _column(metadata, name).to_pylist()])
-
-
-def _column(metadata: pa.Table, name: str) -> pa.ChunkedArray:
-    if name not in metadata.column_names:
-        raise ConfigError(f"the embeddings have no column {name!r}; {nearest(name, metadata.column_names)}")
-    return metadata[name]
 
 
 def _tables(scores: dict[str, Score], question: Question, folds: str, taken: int, total: int) -> str:
