@@ -1,12 +1,10 @@
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import on_ranks
 
 from train.losses.contrast import contrast
 
@@ -65,22 +63,17 @@ def test_where_every_group_is_of_one_there_is_nothing_to_learn() -> None:
     assert not embeddings.grad.any()
 
 
-def _of_rank(rank: int, port: int, folder: str, similarity: Any) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _of_rank(rank: int, folder: str, similarity: Any) -> None:
     own = slice(4 * rank, 4 * rank + 4)
     embeddings = _embeddings()[own].float().requires_grad_()
     loss = contrast(embeddings, GROUPS[own], similarity, 0.3)
     loss.backward()
     torch.save((loss.detach(), embeddings.grad), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 def test_two_ranks_give_the_loss_and_the_gradients_of_one(tmp_path: Path, similarity: Any) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_of_rank, (port, str(tmp_path), similarity), nprocs=2)
+    on_ranks(2, _of_rank, str(tmp_path), similarity)
     (one, first), (two, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     embeddings = _embeddings().float().requires_grad_()
     whole = contrast(embeddings, GROUPS, similarity, 0.3)

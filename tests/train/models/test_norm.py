@@ -1,12 +1,10 @@
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-import torch.distributed as dist
-from torch import Tensor, multiprocessing, nn
+from ranks import on_ranks
+from torch import Tensor, nn
 
 from train.models.norm import BatchNorm, over_global_batch
 
@@ -22,14 +20,11 @@ def _step(layer: nn.BatchNorm2d, images: Tensor) -> list[Tensor]:
     return [tensor for tensor in found if tensor is not None]
 
 
-def _rank(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+def _rank(rank: int, folder: str) -> None:
     images, state = torch.load(Path(folder) / "in.pt", weights_only=True)
     layer = BatchNorm(3)
     layer.load_state_dict(state)
     torch.save(_step(layer, images.chunk(RANKS)[rank]), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -41,10 +36,7 @@ def test_two_ranks_normalise_as_torch_does_in_one_process_and_give_its_gradients
     nn.init.normal_(layer.bias)
     torch.save((images, layer.state_dict()), tmp_path / "in.pt")
     output, *gradients, mean, variance = _step(layer, images)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(_rank, (port, str(tmp_path)), nprocs=RANKS)
+    on_ranks(RANKS, _rank, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
     torch.testing.assert_close(torch.cat([rank[0] for rank in ranks]), output)
     # each rank's loss is the mean over its own images, and engines average the gradients of weights over ranks

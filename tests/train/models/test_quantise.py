@@ -1,8 +1,10 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ranks import on_ranks
 from torch import Tensor
 from vector_quantize_pytorch import ResidualVQ, VectorQuantize
 
@@ -168,3 +170,42 @@ def test_an_image_has_many_codes_and_evaluation_leaves_the_quantiser_alone(confi
     codes: Tensor = quantise.eval()(torch.randn(1, 4, 8, 8)).codes
     assert len(codes[:, 0].unique()) > 12
     assert all(torch.equal(before[name], value) for name, value in quantise.state_dict().items())
+
+
+def _learned(config: QuantiserConfig, batches: Tensor) -> dict[str, Tensor]:
+    """The state after a few steps of training, as an engine has them: seeded alike on all ranks."""
+    torch.manual_seed(0)
+    quantise = quantiser(config, dim=4).train()
+    optimiser = torch.optim.SGD([*quantise.parameters(), torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    for number, z in enumerate(batches):
+        torch.manual_seed(number)
+        found = quantise(z)
+        optimiser.zero_grad()
+        if "codebook" in found.losses:
+            found.losses["codebook"].backward()
+            for parameter in quantise.parameters():  # as data parallelism averages them
+                if torch.distributed.is_initialized():
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= torch.distributed.get_world_size()
+        optimiser.step()
+    return quantise.state_dict()
+
+
+def _on_rank(rank: int, folder: str, config: QuantiserConfig) -> None:
+    batches = torch.load(Path(folder) / "in.pt", weights_only=True)
+    torch.save(_learned(config, batches.chunk(2, dim=1)[rank]), Path(folder) / f"{rank}.pt")
+
+
+@kinds(WITH_BOOKS)
+def test_two_ranks_hold_one_codebook_and_it_is_that_of_one_process(config: QuantiserConfig, tmp_path: Path) -> None:
+    config = config.model_copy(update={"decay": 0.8, "revive_below": 0.3})
+    torch.manual_seed(1)
+    batches = torch.randn(6, 4, 4, 5, 5) * torch.tensor([1.0, 3.0]).repeat_interleave(2)[:, None, None, None]
+    torch.save(batches, tmp_path / "in.pt")
+    on_ranks(2, _on_rank, str(tmp_path), config)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    whole = _learned(config, batches)
+    assert one.keys() == whole.keys()
+    for name, value in whole.items():
+        assert torch.equal(one[name], two[name]), name
+        torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-5)
