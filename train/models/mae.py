@@ -60,16 +60,16 @@ class MAE(Model):
         target = self._patches(images)
         seen, hidden = patches.hide(len(images), target.shape[1], self.config.mask_ratio, images.device)
         encoded = self._encoded(self._tokens(images, target), seen)
-        drawn = self._decoded(encoded, seen, hidden, images)
-        level, spread = _level(target)
-        scaled = (target - level) / spread if self.config.normalise_patches else target
-        ours, theirs = patches.taken(drawn, hidden), patches.taken(scaled, hidden)
-        losses = {"reconstruction": (1 - self.config.fourier) * (ours - theirs).square().mean()}
+        ours = self._decoded(encoded, seen, hidden, images)
+        theirs = patches.taken(target, hidden)
+        level, spread = _level(theirs)
+        scaled = (theirs - level) / spread if self.config.normalise_patches else theirs
+        losses = {"reconstruction": (1 - self.config.fourier) * (ours - scaled).square().mean()}
         if self.config.fourier:
-            losses["fourier"] = self.config.fourier * spectrum_distance(ours, theirs).mean()
+            losses["fourier"] = self.config.fourier * spectrum_distance(ours, scaled).mean()
         with torch.no_grad():
-            shown = drawn * spread + level if self.config.normalise_patches else drawn
-            shown = shown.scatter(1, _over(seen, shown), patches.taken(target, seen))
+            drawn = ours * spread + level if self.config.normalise_patches else ours
+            shown = target.scatter(1, _over(hidden, drawn), drawn)
         return Output(losses, self._images(shown, images), encoded.detach().float().mean(dim=1))
 
     def embed(self, images: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class MAE(Model):
         return encoded
 
     def _decoded(self, encoded: Tensor, seen: Tensor, hidden: Tensor, images: Tensor) -> Tensor:
-        """[B, tokens, channels of a token, p, p] float32: what is drawn of each."""
+        """[B, H, channels of a token, p, p] float32: what is drawn of each hidden one; of seen ones nothing is asked."""
         known = self.to_decoder(encoded)
         tokens = torch.cat([known, self.hidden.to(known.dtype).expand(*hidden.shape, -1)], dim=1)
         order = torch.cat([seen, hidden], dim=1)
@@ -116,8 +116,7 @@ class MAE(Model):
         tokens = tokens + where[order]
         for block in self.decoder:
             tokens = block(tokens)
-        drawn = self.to_pixels(self.decoder_norm(tokens)).float()
-        drawn = torch.zeros_like(drawn).scatter(1, _over(order, drawn), drawn)
+        drawn = self.to_pixels(self.decoder_norm(tokens[:, seen.shape[1] :])).float()
         side = self.config.patch
         return drawn.reshape(*drawn.shape[:2], -1, side, side)
 
