@@ -59,7 +59,7 @@ class MAE(Model):
     def forward(self, images: Tensor, step: int | None = None, groups: Tensor | None = None) -> Output:
         target = self._patches(images)
         seen, hidden = patches.hide(len(images), target.shape[1], self.config.mask_ratio, images.device)
-        encoded = self._encoded(self._tokens(images, target), seen)
+        encoded = self._encoded(self._tokens(images, target, seen))
         ours = self._decoded(encoded, seen, hidden, images)
         theirs = patches.taken(target, hidden)
         level, spread = _level(theirs)
@@ -73,8 +73,7 @@ class MAE(Model):
         return Output(losses, self._images(shown, images), encoded.detach().float().mean(dim=1))
 
     def embed(self, images: Tensor) -> Tensor:
-        tokens = self._tokens(images, self._patches(images))
-        return self._encoded(tokens, None).float().mean(dim=1)
+        return self._encoded(self._tokens(images, self._patches(images))).float().mean(dim=1)
 
     def _patches(self, images: Tensor) -> Tensor:
         """[B, tokens, channels of a token, p, p] float32."""
@@ -87,9 +86,11 @@ class MAE(Model):
         cut = tokens.reshape(batch, channels, -1, *tokens.shape[3:]) if self.agnostic else tokens.transpose(1, 2)
         return patches.joined(cut, height, width)
 
-    def _tokens(self, images: Tensor, target: Tensor) -> Tensor:
-        embedded: Tensor = self.to_tokens(target.flatten(2))
-        return embedded + self._positions(images, embedded.shape[2])
+    def _tokens(self, images: Tensor, target: Tensor, seen: Tensor | None = None) -> Tensor:
+        """[B, S, width]: of those that are seen; None: of all."""
+        embedded: Tensor = self.to_tokens((target if seen is None else patches.taken(target, seen)).flatten(2))
+        where = self._positions(images, embedded.shape[2])
+        return embedded + (where if seen is None else where[seen])
 
     def _positions(self, images: Tensor, width: int) -> Tensor:
         """[tokens, width]: of an agnostic model's each channel the same."""
@@ -97,16 +98,14 @@ class MAE(Model):
         where = patches.positions(rows, columns, width).to(images.device)
         return where.repeat(images.shape[1], 1) if self.agnostic else where
 
-    def _encoded(self, tokens: Tensor, seen: Tensor | None) -> Tensor:
-        if seen is not None:
-            tokens = patches.taken(tokens, seen)
+    def _encoded(self, tokens: Tensor) -> Tensor:
         for block in self.encoder:
             tokens = block(tokens)
         encoded: Tensor = self.norm(tokens)
         return encoded
 
     def _decoded(self, encoded: Tensor, seen: Tensor, hidden: Tensor, images: Tensor) -> Tensor:
-        """[B, H, channels of a token, p, p] float32: what is drawn of each hidden one; of seen ones nothing is asked."""
+        """[B, H, channels of a token, p, p] float32: what is drawn of each hidden one."""
         known = self.to_decoder(encoded)
         tokens = torch.cat([known, self.hidden.to(known.dtype).expand(*hidden.shape, -1)], dim=1)
         order = torch.cat([seen, hidden], dim=1)
