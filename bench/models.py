@@ -8,7 +8,7 @@ A step is forward, loss, backward and AdamW; of the encoder alone, forward and b
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import timm
@@ -145,7 +145,7 @@ CASES: Mapping[str, Case] = {
 }  # fmt: skip
 
 
-def chosen(names: Iterable[str], quick: bool = False) -> dict[str, Case]:
+def chosen(names: Collection[str], quick: bool = False) -> dict[str, Case]:
     """Cases by name; `quick`: on two small images, vision transformers tiny.
 
     Raises:
