@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import timm
 import torch
@@ -77,15 +78,26 @@ class Proof:
     buffer_difference: float
 
 
+class Step(NamedTuple):
+    """Seconds of one step, as the mean of a turn.
+
+    Attributes:
+        cpu_s: of all threads; on one thread a measure that others on the machine hardly change.
+    """
+
+    wall_s: float
+    cpu_s: float
+
+
 @dataclass(frozen=True)
 class Row:
-    """What was measured: seconds of a step, of each round; or why nothing may be compared."""
+    """What was measured, of each round; or why nothing may be compared."""
 
     name: str
     case: Case
     proof: Proof | None
-    ours_s: tuple[float, ...] = ()
-    plain_s: tuple[float, ...] = ()
+    ours: tuple[Step, ...] = ()
+    plain: tuple[Step, ...] = ()
     why: str = ""
 
 
@@ -181,10 +193,10 @@ def run(cases: Mapping[str, Case], repeats: int, seconds: float, say: Say) -> It
             say(f"{name}: {error}")
             yield Row(name, case, None, why=str(error))
             continue
-        ours_s, plain_s = _rounds(case, [ours, plain], repeats, seconds)
-        row = Row(name, case, proof, ours_s, plain_s)
-        say(f"{name}: {min(row.ours_s) * 1e3:,.1f} ms, plain {min(row.plain_s) * 1e3:,.1f} ms a step at best")
-        yield row
+        own, other = _rounds(case, [ours, plain], repeats, seconds)
+        best, best_other = min(own), min(other)
+        say(f"{name}: {best.wall_s * 1e3:,.1f} ms, plain {best_other.wall_s * 1e3:,.1f} ms a step at best")
+        yield Row(name, case, proof, own, other)
 
 
 def contenders(case: Case) -> tuple[nn.Module, nn.Module]:
@@ -272,13 +284,13 @@ def _difference(own: Tensor | None, other: Tensor | None) -> float:
     return float((own - other).norm() / own.norm().clamp(min=torch.finfo(torch.float32).tiny))
 
 
-def _rounds(case: Case, contenders: Sequence[nn.Module], repeats: int, seconds: float) -> list[tuple[float, ...]]:
-    """Seconds of a step of each contender, of each round; who begins changes from round to round."""
+def _rounds(case: Case, contenders: Sequence[nn.Module], repeats: int, seconds: float) -> list[tuple[Step, ...]]:
+    """Of each contender a step of each round; who begins changes from round to round."""
     images = case.images()
     steps = [_step(contender, images, not case.encoder_only) for contender in contenders]
     for step in steps:
         step()
-    found: list[list[float]] = [[] for _ in steps]
+    found: list[list[Step]] = [[] for _ in steps]
     for number in range(repeats):
         for which in range(len(steps))[:: -1 if number % 2 else 1]:
             found[which].append(_turn(steps[which], seconds))
@@ -298,10 +310,10 @@ def _step(module: nn.Module, images: Tensor, update: bool) -> Callable[[], None]
     return step
 
 
-def _turn(step: Callable[[], None], seconds: float) -> float:
-    """Seconds of a step, over as many as it takes."""
-    start, steps = time.perf_counter(), 0
+def _turn(step: Callable[[], None], seconds: float) -> Step:
+    """As many steps as it takes, and one at least."""
+    start, cpu, steps = time.perf_counter(), time.process_time(), 0
     while steps == 0 or time.perf_counter() - start < seconds:
         step()
         steps += 1
-    return (time.perf_counter() - start) / steps
+    return Step((time.perf_counter() - start) / steps, (time.process_time() - cpu) / steps)
