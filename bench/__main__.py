@@ -18,6 +18,8 @@ from bench.loader_report import markdown
 from bench.peers import PEERS
 from bench.processes import Interpreters
 from bench.works import FIELDS, WORKS
+from bie_stream.atomic import atomic_file
+from bie_stream.errors import one_line_errors
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -85,6 +87,38 @@ def loader_(
     (out / "loader.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
     (out / "README.md").write_text(_page(text, before, len(kept_on), options))
     typer.echo(text)
+
+
+@app.command("models")
+def models_(
+    quick: Annotated[bool, typer.Option("--quick", help="Two small images, tiny transformers, fewer rounds.")] = False,
+    names: Annotated[
+        list[str] | None, typer.Option("--model", help="Of ae, vae, vqvae, mae, mae-agnostic, mae-encoder.")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Rounds.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.01, help="Of a turn.")] = None,
+    cores: Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: as many as cores.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the table and the JSON.")] = Path("bench/results/models"),
+) -> None:
+    """A training step of each model beside the plainest implementation of the same network, on the CPU."""
+    from bench import models, models_report  # here: torch and timm take seconds, and the other commands need neither
+
+    with one_line_errors():
+        cases = models.chosen(names or models.CASES, quick)
+    repeats, seconds = repeats or (3 if quick else 9), seconds or (0.2 if quick else 2.0)
+    before = {**conditions(), **models.on_threads(cores)}
+    found = list(models.run(cases, repeats, seconds, _say()))
+    table = models_report.markdown(found)
+    record = {
+        "conditions": before, "options": {"quick": quick, "repeats": repeats, "seconds": seconds},
+        "rows": [models_report.as_json(row) for row in found],
+    }  # fmt: skip
+    with atomic_file(out / "models.json") as path:
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    with atomic_file(out / "README.md") as path:
+        path.write_text(f"{models_report.about(before, repeats, seconds)}\n\n{table}")
+    typer.echo(table)
+    raise typer.Exit(any(row.proof is None for row in found))
 
 
 def _say() -> loader.Say:

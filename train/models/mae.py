@@ -66,7 +66,7 @@ class MAE(Model):
         there = None if present is None else self._there(present, target)
         hiding = patches.hide(len(target), target.shape[1], config.mask_ratio, images.device, there)
         seen = hiding.order[:, : hiding.seen]
-        encoded = self._encoded(patches.taken(self._tokens(images, target), seen), hiding.is_seen)
+        encoded = self._encoded(self._tokens(images, target, seen), hiding.is_seen)
         drawn = self._decoded(encoded, hiding, images)
         hidden = patches.taken(target, hiding.order[:, hiding.hidden :])
         level, spread = _level(hidden) if config.normalise_patches else (0.0, 1.0)
@@ -124,9 +124,11 @@ class MAE(Model):
         cut = tokens.reshape(batch, channels, -1, *tokens.shape[3:]) if self.agnostic else tokens.transpose(1, 2)
         return patches.joined(cut, height, width)
 
-    def _tokens(self, images: Tensor, target: Tensor) -> Tensor:
-        embedded: Tensor = self.to_tokens(target.flatten(2))
-        return embedded + self._positions(images, embedded.shape[2])
+    def _tokens(self, images: Tensor, target: Tensor, seen: Tensor | None = None) -> Tensor:
+        """[B, S, width]: of those that are seen; None: of all."""
+        embedded: Tensor = self.to_tokens((target if seen is None else patches.taken(target, seen)).flatten(2))
+        where = self._positions(images, embedded.shape[2])
+        return embedded + (where if seen is None else where[seen])
 
     def _positions(self, images: Tensor, width: int) -> Tensor:
         """[tokens, width]: of an agnostic model's each channel the same."""
