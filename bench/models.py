@@ -16,14 +16,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from bench.plain import agnostic_mae, mae, vit
+from bench.plain import agnostic_mae, mae, vit, vqvae
 from bench.plain.autoencoder import AE
 from bench.plain.mae import MAE, Transformer
 from bench.plain.vae import VAE
 from bench.plain.vqvae import VQVAE
 from bench.verify import UnequalWork
 from bie_stream.errors import ConfigError, nearest
-from train.config import AEConfig, MAEConfig, ModelConfig, VAEConfig, VQVAEConfig
+from train.config import AEConfig, AnyModelConfig, EMACodesConfig, MAEConfig, VAEConfig, VQVAEConfig
 from train.models import Model, build
 from train.models.mae import SIZES
 
@@ -45,7 +45,7 @@ class Case:
     """
 
     title: str
-    config: ModelConfig
+    config: AnyModelConfig
     plain: Callable[["Case"], nn.Module]
     names: Mapping[str, str]
     channels: int = 4
@@ -127,8 +127,9 @@ def _vae(case: Case) -> nn.Module:
 
 def _vqvae(case: Case) -> nn.Module:
     assert isinstance(case.config, VQVAEConfig)
-    config = case.config
-    return VQVAE(case.channels, config.latent_dim, config.codes, config.decay, config.commitment)
+    book = case.config.quantiser
+    assert isinstance(book, EMACodesConfig)
+    return VQVAE(case.channels, case.config.latent_dim, book.codes, book.decay, book.commitment)
 
 
 def _mae(case: Case) -> nn.Module:
@@ -148,7 +149,7 @@ def _vit(case: Case) -> nn.Module:
 CASES: Mapping[str, Case] = {
     "ae": Case("AE, ResNet-18", AEConfig(), _ae, {}),
     "vae": Case("VAE, ResNet-18", VAEConfig(), _vae, {}),
-    "vqvae": Case("VQ-VAE, ResNet-18", VQVAEConfig(), _vqvae, {}),
+    "vqvae": Case("VQ-VAE, ResNet-18", VQVAEConfig(), _vqvae, vqvae.OURS),
     "mae": Case("MAE, ViT-S/16", MAEConfig(), _mae, mae.OURS),
     "mae-agnostic": Case(
         "MAE of any channels, ViT-S/16", MAEConfig(channels="agnostic"), _mae, agnostic_mae.OURS, batch=8

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from bench.plain.autoencoder import decoder, encoder, to_latent
 
+OURS = {"quantiser.codebook": "quantiser.books.0.placed", "quantiser.": "quantiser.books.0."}
+
 
 class Quantiser(nn.Module):
     """[B, D, y, x] → the same shape of nearest codes, and the commitment loss."""

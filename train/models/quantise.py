@@ -158,10 +158,9 @@ class MeansCodebook(Codebook):
         self.sums.lerp_(new[:, 1:], 1 - self.decay)
         total = self.uses.sum()
         smoothed = (self.uses + _EPSILON) / (total + len(self.uses) * _EPSILON) * total
-        self.placed = self.sums / smoothed[:, None]  # a new tensor: the codes of this step may still be in use
+        torch.div(self.sums, smoothed[:, None], out=self.placed)
 
     def _place(self, which: Tensor, fresh: Tensor, uses: float) -> None:
-        self.placed = self.placed.clone()
         self.placed[which], self.uses[which], self.sums[which] = fresh, uses, fresh * uses
 
 
@@ -182,7 +181,6 @@ class GradientCodebook(Codebook):
         self.uses.lerp_(_over_ranks(used), 1 - self.decay)
 
     def _place(self, which: Tensor, fresh: Tensor, uses: float) -> None:
-        self.placed = self.placed.clone()
         self.placed[which], self.uses[which] = fresh - self.moved[which], uses
 
 
