@@ -9,7 +9,7 @@ controls a tile is of, folds by well; and the tercile of the dose, each row of t
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,71 +27,81 @@ from train.evaluate.question import Asked, Question, ask
 from train.evaluate.report import intensity
 from train.models import build
 
-CONTROLS = Question("control", folds=5)
-TERCILES = Question("dose_rank", group="row", folds=8, bins=((1, 3), (4, 6), (7, 10)))
+QUESTIONS = {
+    "controls": Question("control", folds=5),
+    "dose terciles": Question("dose_rank", group="row", folds=8, bins=((1, 3), (4, 6), (7, 10))),
+}
 POOLINGS: tuple[Pooling, ...] = ("mean", "mean+std")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Balanced accuracies, and the rank correlation of dose by well, of one embedding."""
+    """One embedding.
+
+    Attributes:
+        weights: `trained` or `random`; empty of what no model made.
+        accuracy: balanced, by question.
+        spearman: between predicted and true number by well, of the questions that are about one.
+    """
 
     run: str
     weights: str
     layer: str
     pooling: str
-    controls: float
-    terciles: float
-    spearman: float
+    accuracy: dict[str, float]
+    spearman: dict[str, float]
 
 
-def rows(data: Path, runs: list[str]) -> Iterator[Row]:
+def rows(data: Path, runs: list[str], questions: Mapping[str, Question] = QUESTIONS) -> Iterator[Row]:
     """The intensity, then of each run each readout, trained and not."""
     dataset = bie_stream.open(data)
-    asked = ask(dataset.table, CONTROLS), ask(dataset.table, TERCILES)
-    yield _row("intensity mean + std", "", "", "", intensity(dataset), *asked)
+    asked = {name: ask(dataset.table, question) for name, question in questions.items()}
+    yield _row("intensity mean + std", "", "", "", intensity(dataset), asked)
     for word in runs:
         name, _, layers = word.partition(":")
         trained, config, info = load_model(Path(name))
-        own = dataset if dataset.channels == info.channels else bie_stream.open(data, channels=info.channels)
+        own = bie_stream.open(data, channels=info.channels)
         torch.manual_seed(config.training.seed)
         for weights, model in (("trained", trained), ("random", build(config.model, len(info.channels)).eval())):
             for layer in map(int, layers.split(",")) if layers else [config.readout.layer]:
                 for pooling in POOLINGS if layers else [config.readout.pooling]:
-                    readout = Readout(layer=layer, pooling=pooling)
-                    features = features_of(own, model, config, info, readout)
-                    yield _row(Path(name).name, weights, f"{layer or model.layers}", pooling, features, *asked)
+                    features = features_of(own, model, config, info, Readout(layer=layer, pooling=pooling))
+                    yield _row(Path(name).name, weights, f"{layer or model.layers}", pooling, features, asked)
 
 
 def _row(
-    run: str, weights: str, layer: str, pooling: str, features: npt.NDArray[np.float32],
-    controls: Asked, terciles: Asked,
+    run: str, weights: str, layer: str, pooling: str, features: npt.NDArray[np.float32], asked: Mapping[str, Asked]
 ) -> Row:  # fmt: skip
-    found = [asked.score(forest(features[asked.taken], asked.labels, asked.folds)) for asked in (controls, terciles)]
-    rank = found[1].spearman
-    assert rank is not None, "of doses there is one"
-    return Row(run, weights, layer, pooling, found[0].balanced_accuracy, found[1].balanced_accuracy, rank)
+    found = {name: of.score(forest(features[of.taken], of.labels, of.folds)) for name, of in asked.items()}
+    accuracy = {name: score.balanced_accuracy for name, score in found.items()}
+    spearman = {name: score.spearman for name, score in found.items() if score.spearman is not None}
+    return Row(run, weights, layer, pooling, accuracy, spearman)
 
 
-def line(row: Row) -> str:
-    """Of a Markdown table."""
-    readout = f"{row.layer} | {row.pooling}"
-    return f"| {row.run} | {row.weights} | {readout} | {row.controls:.3f} | {row.terciles:.3f} | {row.spearman:.2f} |"
-
-
-HEAD = ["| run | weights | layer | pooling | controls | dose terciles | Spearman |", "|---|---|---|---|---|---|---|"]
+def markdown(found: list[Row]) -> str:
+    """A table; in brackets the rank correlation."""
+    names = list(found[0].accuracy)
+    lines = [
+        f"| run | weights | layer | pooling | {' | '.join(names)} |",
+        f"|---|---|---|---|{'---|' * len(names)}",
+    ]
+    for row in found:
+        rank = {name: f" ({row.spearman[name]:.2f})" for name in row.spearman}
+        figures = [f"{row.accuracy[name]:.3f}{rank.get(name, '')}" for name in names]
+        lines.append(f"| {row.run} | {row.weights} | {row.layer} | {row.pooling} | {' | '.join(figures)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main(data: Path, out: Path, runs: list[str]) -> None:
     before, found = conditions(), []
-    print("\n".join(HEAD), flush=True)
     for row in rows(data, runs):
         found.append(row)
-        print(line(row), flush=True)
+        print(f"{row.run} {row.weights} {row.layer} {row.pooling}: {row.accuracy}", file=sys.stderr, flush=True)
     out.mkdir(parents=True, exist_ok=True)
     record = {"conditions": before, "rows": [asdict(row) for row in found]}
     (out / "embeddings.json").write_text(json.dumps(record, indent=1) + "\n")
-    (out / "embeddings.md").write_text("\n".join([*HEAD, *map(line, found)]) + "\n")
+    (out / "embeddings.md").write_text(markdown(found))
+    print(markdown(found), end="")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ README = (ROOT / "README.md").read_text()
 SMALL = [
     "data.batch_size=4", "data.crop=64", "model.quantiser.codes=16", "model.latent_dim=8", "model.decoder_width=8",
     "training.steps=2", "training.log_every=1", "training.image_every=2", "training.checkpoint_every=2",
-    "schedule.warmup_steps=1",
+    "schedule.warmup_steps=1", "schedule.cooldown_steps=0", "model.decoder=light",
 ]  # fmt: skip
 
 # `make test` tells the commands it starts that they are below it; a user's shell does not.

@@ -209,3 +209,13 @@ def test_any_block_can_be_read_out() -> None:
     for block in list(model.encoder)[:3]:
         tokens = block(tokens)
     torch.testing.assert_close(model.embed(images, Readout(layer=3)), model.norm(tokens).mean(dim=1))
+
+
+@pytest.mark.parametrize("mode", ["stack", "agnostic"])
+@pytest.mark.parametrize(("channels", "side"), [*((channels, 64) for channels in range(1, 9)), (3, 128), (2, 256)])
+@torch.no_grad()
+def test_shapes_of_one_to_eight_channels_at_64_to_256_pixels(mode: Any, channels: int, side: int) -> None:
+    model = _mae(channels, channels=mode).eval()
+    images = torch.randn(2, channels, side, side)
+    assert model(images).reconstruction.shape == images.shape
+    assert model.embed(images).shape == (2, 192)
