@@ -130,10 +130,10 @@ class Engine:
         return replace(output, losses=losses)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> Tensor:
+    def reconstruct(self, images: Tensor, present: Tensor | None = None) -> Tensor:
         """[B, C, Y, X], with the model as in evaluation."""
         self.model.eval()
-        output: Tensor = self.model(images).reconstruction
+        output: Tensor = self.model(images, present=present).reconstruction
         self.model.train()
         return output
 

@@ -35,7 +35,8 @@ def train(config: Config, engine: Engine, loader: Loader) -> int:
             if step % every.log_every == 0 or step == steps:
                 monitor.log(step, engine.lr)
             if step % every.image_every == 0 or step == steps:
-                monitor.images(step, batch.images[:4], engine.reconstruct(batch.images[:4]))
+                shown = engine.reconstruct(batch.images[:4], None if present is None else present[:4])
+                monitor.images(step, batch.images[:4], shown)
 
             # once in a while, and at the end: save (after showing, which stops a run whose loss is no number)
             if step % every.checkpoint_every == 0 or step == steps:
