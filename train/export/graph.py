@@ -53,9 +53,15 @@ class FromPixels(nn.Module):
         elif self.in_graph and not self.takes_statistics:
             pixels = (pixels - self.shift) * self.scale
         if self.per_image:
-            pixels = pixels - pixels.mean(dim=(2, 3), keepdim=True)
-            pixels = pixels / (pixels.square().mean(dim=(2, 3), keepdim=True) + IMAGE_VARIANCE_FLOOR).sqrt()
+            pixels = pixels - _mean(pixels)
+            pixels = pixels / (_mean(pixels.square()) + IMAGE_VARIANCE_FLOOR).sqrt()
         return pixels
+
+
+def _mean(images: Tensor) -> Tensor:
+    """[B, C, 1, 1]: of rows, then of those. A runtime may add numbers one after the other in float32, which shows over
+    a million of them."""
+    return images.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
 
 
 def traced(model: Model, info: EncoderInfo) -> ExportedProgram:
