@@ -122,7 +122,7 @@ class Monitor:
         bad = f" | {speed['bad_samples']:.0f} bad samples" if speed["bad_samples"] else ""
         return (
             f"step {step}/{steps} {step / steps:.0%} | loss {metrics['loss']:.4f} ({parts}){codes} "
-            f"| {speed['samples_per_s']:.1f} images/s | data wait {speed['data_wait_share']:.1%}{bad} "
+            f"| {speed['samples_per_s'] * self._config.data.views:.1f} images/s | data wait {speed['data_wait_share']:.1%}{bad} "
             f"| lr {metrics['lr']:.2e} | {int(left) // 60}:{int(left) % 60:02d} left"
         )
 
