@@ -122,8 +122,8 @@ class Monitor:
         bad = f" | {speed['bad_samples']:.0f} bad samples" if speed["bad_samples"] else ""
         return (
             f"step {step}/{steps} {step / steps:.0%} | loss {metrics['loss']:.4f} ({parts}){codes} "
-            f"| {speed['samples_per_s'] * self._config.data.views:.1f} images/s | data wait {speed['data_wait_share']:.1%}{bad} "
-            f"| lr {metrics['lr']:.2e} | {int(left) // 60}:{int(left) % 60:02d} left"
+            f"| {speed['samples_per_s'] * self._config.data.views:.1f} images/s "
+            f"| data wait {speed['data_wait_share']:.1%}{bad} | lr {metrics['lr']:.2e} | {int(left) // 60}:{int(left) % 60:02d} left"
         )
 
     def images(self, step: int, images: Tensor, output: Tensor, show: int = 4) -> None:

@@ -26,6 +26,7 @@ from bie_stream.encoder import EncoderInfo, onnx_runtime
 from bie_stream.errors import ConfigError
 from bie_stream.normalise import apply, normalisation
 from train.checkpoint import load_model
+from train.config import Readout
 from train.evaluate.embed import features_of
 from train.export import export_run, load
 
@@ -65,7 +66,7 @@ def expected(run: Path, images: Images) -> Images:
     for image, out in zip(images, ready, strict=True):
         apply(image, by, out)
     with torch.inference_mode():
-        return model.embed(torch.from_numpy(ready)).numpy()
+        return model.embed(torch.from_numpy(ready), config.readout).numpy()
 
 
 def graphs(out: Path, *inputs: Images) -> dict[str, Images]:
@@ -112,7 +113,8 @@ def test_of_models_of_any_channels_the_graphs_take_any_number_of_them(runs: Runs
         ready = ready - ready.mean(axis=(2, 3), keepdims=True)
         ready = ready / np.sqrt(ready.var(axis=(2, 3), keepdims=True) + 1e-4)
     with torch.inference_mode():
-        reference = model.embed(torch.from_numpy(ready.astype(np.float32))).numpy()
+        readout = Readout.model_validate({"layer": info.layer, "pooling": info.pooling})
+        reference = model.embed(torch.from_numpy(ready.astype(np.float32)), readout).numpy()
     for name, found in graphs(runs(family)[1], images, np.stack([mean, std], axis=1)).items():
         assert_close(found, reference, name)
 
@@ -124,7 +126,7 @@ def test_an_encoder_over_a_dataset_gives_what_embed_gives(runs: Runs, tiny: Path
     dataset = bie_stream.open(tiny, channels=info.channels)
     found = bie_stream.Encoder(out).embed(dataset, batch_size=8)
     assert len(found) == 20
-    assert_close(found, features_of(dataset, model, config, info), family)
+    assert_close(found, features_of(dataset, model, config, info, config.readout), family)
 
 
 def test_weights_and_config_rebuild_the_same_model_in_another_process(runs: Runs) -> None:
@@ -132,6 +134,7 @@ def test_weights_and_config_rebuild_the_same_model_in_another_process(runs: Runs
     script = """
 import json, sys, torch
 from pathlib import Path
+from train.config import Readout
 from train.export import load
 model, info = load(Path(sys.argv[1]))
 images = torch.arange(3 * 32 * 32.0).reshape(1, 3, 32, 32) / 3000
@@ -163,7 +166,7 @@ def test_graphs_say_what_they_are_and_nothing_of_the_machine_that_wrote_them(
     assert (stored["normalise"], stored["stride"], stored["dtype"], stored["weights_licence"]) == (
         "image", 8, "uint16", "CC-BY-4.0",
     )  # fmt: skip
-    assert stored["trained"]["model"]["codes"] == 16
+    assert stored["trained"]["model"]["quantiser"]["codes"] == 16
     model = onnx.load(out / "encoder.onnx")
     metadata = {each.key: json.loads(each.value) for each in model.metadata_props}
     assert metadata == stored
