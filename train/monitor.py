@@ -123,7 +123,8 @@ class Monitor:
         return (
             f"step {step}/{steps} {step / steps:.0%} | loss {metrics['loss']:.4f} ({parts}){codes} "
             f"| {speed['samples_per_s'] * self._config.data.views:.1f} images/s "
-            f"| data wait {speed['data_wait_share']:.1%}{bad} | lr {metrics['lr']:.2e} | {int(left) // 60}:{int(left) % 60:02d} left"
+            f"| data wait {speed['data_wait_share']:.1%}{bad} | lr {metrics['lr']:.2e} "
+            f"| {int(left) // 60}:{int(left) % 60:02d} left"
         )
 
     def images(self, step: int, images: Tensor, output: Tensor, show: int = 4) -> None:
