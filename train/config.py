@@ -243,17 +243,17 @@ class AEConfig(TimmConfig):
     kind: Literal["ae"] = "ae"
 
 
-class EMACodesConfig(Section):
-    """A codebook that follows the means of what it stands for, see `train.models.quantise`.
+class CodebookConfig(Section):
+    """What all codebooks have, see `train.models.quantise`.
 
     Attributes:
         codes: size of the codebook.
-        decay: of its moving averages, per step.
+        decay: of the moving averages by which dead codes are known, and codes themselves where they follow means; per
+            step.
         commitment: weight of the commitment loss (β of van den Oord et al. 2017).
         revive_below: a code used less than this share of the mean use is placed anew on a vector of the batch.
     """
 
-    kind: Literal["ema"] = "ema"
     codes: int = Field(default=512, ge=2)
     decay: float = Field(default=0.99, gt=0, lt=1)
     commitment: float = Field(default=0.25, ge=0)
@@ -265,38 +265,31 @@ class EMACodesConfig(Section):
         return 1
 
 
-class ResidualCodesConfig(EMACodesConfig):
-    """Several such codebooks, each for what those before it leave over.
+class EMACodesConfig(CodebookConfig):
+    """A codebook that follows the means of what it stands for."""
+
+    kind: Literal["ema"] = "ema"
+
+
+class GradientCodesConfig(CodebookConfig):
+    """A codebook that the optimiser learns; its own loss has weight 1."""
+
+    kind: Literal["gradient"] = "gradient"
+
+
+class ResidualCodesConfig(CodebookConfig):
+    """Several codebooks that follow means, each of what those before it leave over.
 
     Attributes:
         levels: how many.
     """
 
-    kind: Literal["residual"] = "residual"  # type: ignore[assignment]  # another value is what tells them apart
+    kind: Literal["residual"] = "residual"
     levels: int = Field(default=4, ge=2)
 
     @property
     def books(self) -> int:
         return self.levels
-
-
-class GradientCodesConfig(Section):
-    """A codebook that the optimiser learns; its own loss has weight 1. For the rest see `EMACodesConfig`.
-
-    Attributes:
-        decay: of the moving average of uses, by which dead codes are known.
-    """
-
-    kind: Literal["gradient"] = "gradient"
-    codes: int = Field(default=512, ge=2)
-    decay: float = Field(default=0.99, gt=0, lt=1)
-    commitment: float = Field(default=0.25, ge=0)
-    revive_below: float = Field(default=0.03, ge=0, lt=1)
-
-    @property
-    def books(self) -> int:
-        """How many codebooks there are."""
-        return 1
 
 
 class FSQConfig(Section):

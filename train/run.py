@@ -1,5 +1,6 @@
 """Config → dataset, model, engine → loop. The command behind `train.py`."""
 
+import itertools
 import os
 from pathlib import Path
 from typing import Annotated
@@ -46,10 +47,12 @@ def main(
 
 def _open(config: Config) -> list[Dataset]:
     data = config.data
-    datasets = [bie_stream.open(path, split=data.split) for path in data.paths]
-    every = data.channels or tuple(dict.fromkeys(name for dataset in datasets for name in dataset.channels))
-    mixed = len(datasets) > 1 and config.model.kind_of_channels == "agnostic"
-    datasets = [bie_stream.open(path, split=data.split, channels=every, absent_ok=mixed) for path in data.paths]
+    channels, several = data.channels, len(data.paths) > 1
+    if channels is None and several:
+        own = [bie_stream.open(path).channels for path in data.paths]
+        channels = tuple(dict.fromkeys(itertools.chain.from_iterable(own)))
+    mixed = several and config.model.kind_of_channels == "agnostic"
+    datasets = [bie_stream.open(path, split=data.split, channels=channels, absent_ok=mixed) for path in data.paths]
     for dataset in datasets:
         side = [data.crop] if data.crop else dataset.shapes.flatten().tolist()
         if any(pixels % config.model.stride for pixels in side):

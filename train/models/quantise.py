@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ
 
-from train.config import EMACodesConfig, FSQConfig, GradientCodesConfig, QuantiserConfig, ResidualCodesConfig
+from train.config import CodebookConfig, FSQConfig, GradientCodesConfig, QuantiserConfig
 
 _EPSILON = 1e-5
 
@@ -51,7 +51,7 @@ def quantiser(config: QuantiserConfig, dim: int) -> nn.Module:
 class VectorQuantiser(nn.Module):
     """Each position is replaced by its nearest code, or by the sum of those of several codebooks."""
 
-    def __init__(self, config: EMACodesConfig | GradientCodesConfig | ResidualCodesConfig, dim: int) -> None:
+    def __init__(self, config: CodebookConfig, dim: int) -> None:
         super().__init__()
         self.commitment = config.commitment
         of = GradientCodebook if isinstance(config, GradientCodesConfig) else MeansCodebook
